@@ -1,0 +1,112 @@
+"""What is kept of every episode and of every action chunk, and how it is written to disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ChunkRecord", "EpisodeRecord", "load_chunks", "load_episodes", "save_chunks"]
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One finished episode.
+
+    Attributes:
+        seed: of the environment's reset and of the policy's noise.
+        success: whether the task was solved within the horizon.
+        max_reward: the largest reward of a step (1.0 on success in robomimic's tasks).
+        steps: environment steps taken.
+        chunks: action chunks that were asked of the policy.
+    """
+
+    seed: int
+    success: bool
+    max_reward: float
+    steps: int
+    chunks: int
+
+    def to_json(self) -> str:
+        """One line of episodes.jsonl."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """One action chunk of one episode. K is the number of denoising steps of the sampler.
+
+    With several environments in lockstep one policy call makes a chunk for each: their records share `call`, and the
+    times are the whole call's.
+
+    Attributes:
+        seed: of the episode.
+        chunk: index of the chunk in its episode.
+        call: index of the policy call in the run.
+        batch: chunks made by that call.
+        latency_ms: wall-clock of the policy call, from observation history to actions.
+        network_ms: of that, inside the denoising network.
+        draft_ms: of that, drafting.
+        verify_ms: of that, acceptance tests and corrections.
+        other_ms: of that, the rest: encoding the observation, drawing noise, bookkeeping, unnormalising.
+        sampler_ms: of latency_ms, inside the sampler (network, draft, verify and its bookkeeping).
+        calls: sequential network calls.
+        evaluations: rows evaluated by the network.
+        drafted: drafted steps sent to verification.
+        accepted: drafted steps committed as drafted.
+        rejected: drafted steps that were tested and failed.
+        wasted: rows evaluated for drafted states that were then dropped.
+        tested_at: (K,) tests by denoising step.
+        accepted_at: (K,) tests passed by denoising step.
+    """
+
+    seed: int
+    chunk: int
+    call: int
+    batch: int
+    latency_ms: float
+    network_ms: float
+    draft_ms: float
+    verify_ms: float
+    other_ms: float
+    sampler_ms: float
+    calls: int
+    evaluations: int
+    drafted: int
+    accepted: int
+    rejected: int
+    wasted: int
+    tested_at: tuple[int, ...]
+    accepted_at: tuple[int, ...]
+
+
+def save_chunks(path: Path, chunks: Sequence[ChunkRecord], timesteps: Sequence[int]) -> None:
+    """Write chunks.npz: a column per field of `ChunkRecord`, (N,) or (N, K), and `timesteps` (K,).
+
+    timesteps[k] is the training timestep of denoising step k.
+    """
+    columns: dict[str, Any] = {f.name: np.asarray([getattr(c, f.name) for c in chunks]) for f in fields(ChunkRecord)}
+    with path.open("wb") as file:
+        np.savez_compressed(file, timesteps=np.asarray(timesteps), **columns)
+
+
+def load_chunks(path: Path) -> tuple[list[ChunkRecord], list[int]]:
+    """The records and timesteps of a chunks.npz."""
+    with np.load(path, allow_pickle=False) as stored:
+        names = [f.name for f in fields(ChunkRecord)]
+        missing = [name for name in [*names, "timesteps"] if name not in stored]
+        if missing:
+            raise ValueError(f"{path} is not a chunks.npz of dps-eval: it lacks {', '.join(missing)}")
+        columns: list[list[Any]] = [stored[name].tolist() for name in names]
+        timesteps: list[int] = stored["timesteps"].tolist()
+    rows: list[Any] = [[tuple(v) if isinstance(v, list) else v for v in row] for row in zip(*columns, strict=True)]
+    return [ChunkRecord(**dict(zip(names, row, strict=True))) for row in rows], timesteps
+
+
+def load_episodes(path: Path) -> list[EpisodeRecord]:
+    """The records of an episodes.jsonl."""
+    return [EpisodeRecord(**json.loads(line)) for line in path.read_text().splitlines()]
