@@ -1,0 +1,54 @@
+"""Environments by task name and by gymnasium id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+from diffpolicy_spec.envs.actions import Rot6dActions
+from diffpolicy_spec.envs.robosuite_env import RobosuiteEnv
+from diffpolicy_spec.envs.tasks import TASKS, get_task
+
+__all__ = ["ACTION_REPRS", "build", "make_env", "register_all"]
+
+ACTION_REPRS = ("absolute_rot6d", "absolute", "delta")
+
+
+def make_env(
+    task: str, *, action_repr: str = "absolute_rot6d", render_mode: str | None = None, **kwargs: Any
+) -> gym.Env[Any, Any]:
+    """The environment of a task.
+
+    Args:
+        task: name in the task table, e.g. "lift".
+        action_repr: "absolute_rot6d" (10-D), "absolute" (7-D) or "delta" (7-D in [-1, 1]); a policy's config names its own.
+        render_mode: None or "rgb_array".
+        **kwargs: further arguments of `RobosuiteEnv`.
+
+    Raises:
+        UnknownTaskError: no such task; the message lists those there are.
+        ValueError: another action_repr or render_mode.
+        ImportError: robosuite is not installed.
+    """
+    # gymnasium's passive checker compares every step with the spaces; the tests run its full one instead.
+    return gym.make(
+        get_task(task).env_id, disable_env_checker=True, action_repr=action_repr, render_mode=render_mode, **kwargs
+    )
+
+
+def build(*, task: str, action_repr: str = "absolute_rot6d", **kwargs: Any) -> gym.Env[Any, Any]:
+    """What gymnasium calls for the ids that `register_all` registers."""
+    if action_repr not in ACTION_REPRS:
+        raise ValueError(f"action_repr must be one of {', '.join(ACTION_REPRS)}, got {action_repr!r}")
+    if action_repr == "absolute_rot6d":
+        return Rot6dActions(RobosuiteEnv(task, action_repr="absolute", **kwargs))
+    return RobosuiteEnv(task, action_repr=action_repr, **kwargs)
+
+
+def register_all() -> None:
+    """Register every task of the table with gymnasium; a second call does nothing."""
+    for task in TASKS.values():
+        if task.env_id not in gym.registry:
+            # The environment truncates at its own horizon: no TimeLimit on top.
+            gym.register(task.env_id, entry_point="diffpolicy_spec.envs.factory:build", kwargs={"task": task.name})
