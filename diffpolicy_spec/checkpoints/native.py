@@ -1,0 +1,203 @@
+"""The native checkpoint folder.
+
+    config.json              format name and version, policy, scheduler, storage dtype, where it came from
+    model.safetensors        `model.*`: the network's (EMA) weights; `normalizer.params_dict.*`: float32 statistics
+    speculation.safetensors  optional: what calibration found for this policy
+
+Nothing in it is ever unpickled. Weights may be stored as float16 to halve the file; the policy *is* what the stored
+weights say, computed in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffpolicy_spec.checkpoints.atomic import atomic_folder
+from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.policies.config import PolicyConfig
+from diffpolicy_spec.policies.diffusion import DiffusionPolicy, build_network
+from diffpolicy_spec.policies.errors import NormalizationError
+from diffpolicy_spec.policies.normalizer import LinearNormalizer
+from diffpolicy_spec.schedule import Schedule, ScheduleError
+
+__all__ = ["FORMAT", "VERSION", "load_native", "read_config", "save_policy", "save_speculation"]
+
+FORMAT = "diffpolicy_spec.policy"
+VERSION = 1
+
+CONFIG, MODEL, SPECULATION = "config.json", "model.safetensors", "speculation.safetensors"
+_STORAGE = {"float32": torch.float32, "float16": torch.float16}
+
+
+def save_policy(
+    policy: DiffusionPolicy,
+    path: str | Path,
+    *,
+    storage_dtype: str = "float32",
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder; it appears under its name only when complete, and replaces one that is there.
+
+    Args:
+        storage_dtype: "float32" or "float16" for the network's weights.
+        training: where the policy comes from (settings, data, steps); plain data for config.json.
+
+    Raises:
+        ValueError: unknown storage_dtype, or weights that do not survive it.
+        FileExistsError: `path` is something other than a checkpoint folder of this format.
+    """
+    if storage_dtype not in _STORAGE:
+        raise ValueError(f"storage_dtype must be {' or '.join(_STORAGE)}, got '{storage_dtype}'")
+    path = Path(path)
+    if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not a checkpoint folder: not replaced")
+    tensors = {f"model.{n}": v.to(_STORAGE[storage_dtype]) for n, v in policy.network.state_dict().items()}
+    lost = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if lost:
+        raise ValueError(f"weights that are not finite as {storage_dtype}: {_some(lost)}")
+    tensors |= {f"normalizer.{n}": v for n, v in policy.normalizer.state_dict().items()}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "policy": policy.config.to_dict(),
+        "scheduler": policy.scheduler_config,
+        "storage_dtype": storage_dtype,
+        "training": dict(training or {}),
+    }
+    with atomic_folder(path) as folder:
+        _write_tensors(tensors, folder / MODEL)
+        if policy.speculation is not None:
+            save_speculation(policy.speculation, folder)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")
+
+
+def save_speculation(speculation: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write speculation.safetensors into a checkpoint folder, in the dtypes the tensors have."""
+    target = Path(path) / SPECULATION
+    temporary = target.with_name(f".{target.name}.tmp")
+    _write_tensors(speculation, temporary)
+    temporary.replace(target)
+
+
+def load_native(path: str | Path, device: torch.device | str = "cpu") -> DiffusionPolicy:
+    """Read a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another format, or names and shapes do not fit the config.
+    """
+    path = Path(path)
+    config = read_config(path)
+    try:
+        policy_config = PolicyConfig.from_dict(config["policy"])
+        network = build_network(policy_config)
+        Schedule.from_diffusers(config["scheduler"])
+    except (ValueError, TypeError, ScheduleError) as error:
+        raise CheckpointError(f"{path / CONFIG} does not describe a policy: {error}") from error
+    tensors = _read_tensors(path / MODEL)
+    weights = _part(tensors, "model.")
+    statistics = _part(tensors, "normalizer.")
+    strangers = sorted(n for n in tensors if not n.startswith(("model.", "normalizer.")))
+    if strangers:
+        raise CheckpointError(f"{path / MODEL} has unexpected tensors: {_some(strangers)}")
+    _load_weights(network, weights, path / MODEL)
+    speculation = _read_tensors(path / SPECULATION) if (path / SPECULATION).exists() else None
+    try:
+        normalizer = LinearNormalizer.from_state_dict(statistics)
+        policy = DiffusionPolicy(policy_config, network, normalizer, config["scheduler"], speculation)
+    except NormalizationError as error:
+        raise CheckpointError(f"{path / MODEL}: {error}") from error
+    return policy.to(device)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder, checked to be of this format and version.
+
+    Raises:
+        CheckpointError: no such folder, or a file, or a folder of another format.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise CheckpointError(_describe_file(path))
+    if not path.is_dir():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    file = path / CONFIG
+    if not file.is_file():
+        raise CheckpointError(f"{path} is not a checkpoint folder: it has no {CONFIG}")
+    try:
+        config = json.loads(file.read_bytes())
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise CheckpointError(f"{file} is not valid JSON (truncated or damaged?): {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        kind = config.get("type") if isinstance(config, dict) else None
+        guess = f"; it looks like a LeRobot policy of type '{kind}'" if isinstance(kind, str) else ""
+        raise CheckpointError(f"{file} is not of format '{FORMAT}'{guess}")
+    if config.get("version") != VERSION:
+        raise CheckpointError(f"{file} is version {config.get('version')!r}; this release reads version {VERSION}")
+    for name in ("policy", "scheduler"):
+        if not isinstance(config.get(name), dict):
+            raise CheckpointError(f"{file} lacks the section '{name}'")
+    return config
+
+
+def _describe_file(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((b"PK", b"\x80")):
+        what = "a pickled PyTorch file (a diffusion_policy .ckpt or a robomimic .pth?), which is not read here"
+    elif start == b"\x89HDF":
+        what = "an hdf5 file: a dataset, not a policy"
+    else:
+        what = "a file"
+    return f"{path} is {what}; a checkpoint is a folder with {CONFIG} and {MODEL}"
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: the checkpoint folder is incomplete")
+    try:
+        # Read at once, not mapped: a file that is replaced later must not change a loaded policy.
+        return safetensors.torch.load(file.read_bytes())
+    except Exception as error:  # SafetensorError is not a subclass of anything narrower
+        raise CheckpointError(f"{file} is not a readable safetensors file (truncated or damaged?): {error}") from error
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    import safetensors.torch
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    file.write_bytes(safetensors.torch.save(plain))
+
+
+def _load_weights(network: torch.nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    expected = network.state_dict()
+    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or unexpected:
+        what = (("lacks", missing), ("has unexpected", unexpected))
+        told = "; it ".join(f"{verb}: {_some(names)}" for verb, names in what if names)
+        raise CheckpointError(f"{file} does not fit its config; it {told}")
+    for name, value in weights.items():
+        if value.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{file}: 'model.{name}' has shape {tuple(value.shape)}, "
+                f"its config asks for {tuple(expected[name].shape)}"
+            )
+        if not value.is_floating_point() or not torch.isfinite(value).all():
+            raise CheckpointError(f"{file}: 'model.{name}' is not of finite floating-point numbers")
+    network.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

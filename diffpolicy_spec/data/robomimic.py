@@ -1,0 +1,131 @@
+"""Reader of robomimic's hdf5 files (low-dimensional observations).
+
+Layout (robomimic.github.io, "Dataset contents and visualization"): `data/demo_i/actions (N, A)`,
+`data/demo_i/obs/<key> (N, d)`, and `mask/<filter key>` with the names of the demonstrations that belong to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffpolicy_spec.data.episodes import Episode
+from diffpolicy_spec.data.errors import DataError
+from diffpolicy_spec.optional import require
+from diffpolicy_spec.rotations import actions_to_rot6d
+
+__all__ = ["filter_keys", "read_robomimic"]
+
+
+def read_robomimic(
+    path: str | Path,
+    obs_dims: Mapping[str, int],
+    *,
+    action_repr: str = "absolute_rot6d",
+    filter_key: str | None = None,
+    action_key: str = "actions",
+) -> list[Episode]:
+    """Read demonstrations into memory.
+
+    Args:
+        path: the hdf5 file.
+        obs_dims: observation keys to read -> their expected dimensions.
+        action_repr: "absolute_rot6d" turns each arm's 7-D absolute action into 10-D (`rotations.actions_to_rot6d`);
+            "absolute" and "delta" leave the actions as they are.
+        filter_key: read only the demonstrations that `mask/<filter_key>` names; None reads all.
+        action_key: "actions", or "actions_abs" in files of robomimic 0.5.
+
+    Returns:
+        Episodes, in the order of their numbers.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not an hdf5 file, not robomimic's layout, missing keys or demonstrations, wrong dimensions,
+            values that are not finite; the message says where.
+        ImportError: h5py is not installed.
+    """
+    with _open(path) as file:
+        names = _names(file, path, filter_key)
+        return [_episode(file["data"][n], n, path, obs_dims, action_repr, action_key) for n in names]
+
+
+def filter_keys(path: str | Path) -> list[str]:
+    """Names below `mask/`, sorted; raises as `read_robomimic` does."""
+    with _open(path) as file:
+        return sorted(file["mask"]) if "mask" in file else []
+
+
+def _open(path: str | Path) -> Any:
+    h5py = require("h5py", extra="data", needed_by="reading a robomimic dataset")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"dataset {path} does not exist; for a task of this package collect one: dps-collect")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path} is not a readable hdf5 file: {error}") from error
+
+
+def _names(file: Any, path: str | Path, filter_key: str | None) -> list[str]:
+    if "data" not in file or len(file["data"]) == 0:
+        raise DataError(f"{path} has no 'data/demo_i' groups: not a robomimic dataset")
+    there = list(file["data"])
+    if filter_key is None:
+        names = there
+    else:
+        masks = list(file["mask"]) if "mask" in file else []
+        if filter_key not in masks:
+            raise DataError(f"{path} has no mask/{filter_key}; masks there: {', '.join(sorted(masks)) or 'none'}")
+        names = [n.decode() if isinstance(n, bytes) else str(n) for n in file["mask"][filter_key][:]]
+        missing = sorted(set(names) - set(there))
+        if missing:
+            raise DataError(f"{path}: mask/{filter_key} names demonstrations that are not there: {', '.join(missing)}")
+        if not names:
+            raise DataError(f"{path}: mask/{filter_key} names no demonstrations")
+    return sorted(names, key=_number)
+
+
+def _number(name: str) -> tuple[int, str]:
+    """demo_10 comes after demo_9; names without a number come first."""
+    digits = name.rpartition("_")[2]
+    return (int(digits) if digits.isdigit() else -1, name)
+
+
+def _episode(
+    group: Any, name: str, path: str | Path, obs_dims: Mapping[str, int], action_repr: str, action_key: str
+) -> Episode:
+    where = f"{path}: {name}"
+    if action_key not in group:
+        raise DataError(f"{where} has no '{action_key}'; there are: {', '.join(sorted(group)) or 'none'}")
+    available: Sequence[str] = sorted(group["obs"]) if "obs" in group else []
+    obs = {}
+    for key, dim in obs_dims.items():
+        if key not in available:
+            raise DataError(f"{where} has no 'obs/{key}'; there are: {', '.join(available) or 'none'}")
+        values = group["obs"][key][:]
+        if values.ndim != 2 or values.shape[1] != dim:
+            raise DataError(f"{where}: 'obs/{key}' has shape {values.shape}, expected (N, {dim})")
+        obs[key] = values.astype(np.float32)
+    actions = _convert(group[action_key][:], where, action_repr)
+    return Episode(where, obs, actions)
+
+
+def _convert(actions: NDArray[Any], where: str, action_repr: str) -> NDArray[np.float32]:
+    if actions.ndim != 2:
+        raise DataError(f"{where}: actions have shape {actions.shape}, expected (N, A)")
+    if action_repr in ("absolute", "delta"):
+        return actions.astype(np.float32)
+    if action_repr != "absolute_rot6d":
+        raise DataError(f"action_repr '{action_repr}' is not known: absolute_rot6d, absolute or delta")
+    steps, dim = actions.shape
+    if dim == 0 or dim % 7:
+        raise DataError(f"{where}: absolute_rot6d needs 7 action dimensions an arm, got {dim}")
+    # Checked here too, because the conversion would smear one NaN over the whole rotation.
+    if not np.isfinite(actions).all():
+        raise DataError(f"{where}: 'actions' holds NaN or infinity")
+    # Converted in float64: rot6d of a rotation near pi loses digits in float32.
+    per_arm = actions_to_rot6d(actions.astype(np.float64).reshape(steps, dim // 7, 7))
+    return per_arm.reshape(steps, -1).astype(np.float32)

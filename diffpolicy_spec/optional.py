@@ -1,0 +1,30 @@
+"""Modules that are imported where they are used; a missing one names the extra that brings it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+__all__ = ["require"]
+
+
+def require(module: str, extra: str, needed_by: str | None = None) -> ModuleType | Any:
+    """Import an optional module.
+
+    Args:
+        module: dotted name, e.g. "h5py" or "matplotlib.pyplot".
+        extra: the extra of this package that installs it, e.g. "data".
+        needed_by: what needs it, for the message; default: this package.
+
+    Raises:
+        ImportError: the module (or something it imports) is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f"{needed_by or 'diffpolicy_spec'} needs {package}, which cannot be imported ({error}): "
+            f"pip install 'diffpolicy-spec[{extra}]'"
+        ) from error

@@ -1,0 +1,13 @@
+"""What a policy raises when what it is given cannot be used."""
+
+from __future__ import annotations
+
+__all__ = ["NormalizationError", "ObservationError"]
+
+
+class ObservationError(ValueError):
+    """Observations with missing or unknown keys, wrong shapes, or values that are not finite."""
+
+
+class NormalizationError(ValueError):
+    """Normalisation statistics are missing, or data they cannot be computed from."""

@@ -1,0 +1,110 @@
+"""dps-train: fit a policy to demonstrations.
+
+    dps-train task=lift dataset=data/lift.hdf5 output=outputs/lift
+
+Settings and their defaults: configs/train.yaml. Run again with the same settings, it goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.data import Episode, read_robomimic
+from diffpolicy_spec.optional import require
+from diffpolicy_spec.policies import PolicyConfig
+from diffpolicy_spec.training.config import TrainConfig
+from diffpolicy_spec.training.loop import POLICY, STATE, train
+
+__all__ = ["main", "run"]
+
+
+def run(cfg: dict[str, Any]) -> Path:
+    """Train as configs/train.yaml says (resolved, as plain data); returns the folder of the trained policy.
+
+    Raises:
+        ValueError: settings that do not fit (DataError, TrainingError, ScheduleError are ValueErrors).
+        FileNotFoundError: no such dataset.
+    """
+    task = cfg["task"]
+    train_config = TrainConfig.from_dict({f.name: cfg[f.name] for f in fields(TrainConfig)})
+    dataset, output = Path(cfg["dataset"] or task["dataset"]), Path(cfg["output"])
+    device = _device(cfg["device"])
+    torch.set_num_threads(int(cfg["num_threads"]))
+
+    def read(filter_key: str | None) -> list[Episode]:
+        return read_robomimic(
+            dataset,
+            task["obs"],
+            action_repr=task["action_repr"],
+            filter_key=filter_key,
+            action_key=cfg["action_key"],
+        )
+
+    episodes = read(cfg["train_filter"])
+    validation = read(cfg["valid_filter"]) if cfg["valid_filter"] is not None else []
+    policy_config = PolicyConfig.from_dict(
+        {
+            "task": task["name"],
+            "obs_dims": task["obs"],
+            "action_repr": task["action_repr"],
+            "action_dim": task["action_dim"],
+            **cfg["model"],
+        }
+    )
+    if cfg["overwrite"]:
+        _remove_run(output)
+    policy = train(
+        episodes,
+        validation,
+        policy_config,
+        cfg["scheduler"],
+        train_config,
+        output,
+        device=device,
+        storage_dtype=cfg["storage_dtype"],
+        provenance={"dataset": dataset.name, "train_filter": cfg["train_filter"], "torch": torch.__version__},
+    )
+    parameters = sum(p.numel() for p in policy.network.parameters())
+    print(f"trained policy ({parameters / 1e6:.2f} M parameters): {output / POLICY}")
+    return output / POLICY
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: this PyTorch sees no CUDA device; use device=cpu")
+    return device
+
+
+def _remove_run(output: Path) -> None:
+    """Remove an earlier run, and refuse to remove anything that is not one."""
+    if output.exists() and any(output.iterdir()):
+        if not (output / STATE).exists() and not (output / POLICY).exists():
+            raise ValueError(f"overwrite=true: {output} is not empty and holds no training run; not removed")
+        shutil.rmtree(output)
+
+
+def main() -> None:
+    """Entry point of dps-train."""
+    hydra = require("hydra", extra="train", needed_by="dps-train")
+    omegaconf = require("omegaconf", extra="train", needed_by="dps-train")
+
+    def body(cfg: Any) -> None:
+        try:
+            run(omegaconf.OmegaConf.to_container(cfg, resolve=True))
+        except (ValueError, FileNotFoundError, CheckpointError, ImportError) as error:
+            # Errors of ours say what to do; hydra would bury them under its own advice.
+            sys.exit(f"dps-train: {error}")
+
+    hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name="train")(body)()
+
+
+if __name__ == "__main__":
+    main()
