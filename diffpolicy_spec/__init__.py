@@ -1,1 +1,51 @@
 """Diffusion Policy action chunks from the exact DDPM distribution, in a handful of sequential network calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .calibration import calibrate
+from .drafting import Nearest, Parent, Picard
+from .gains import Gains
+from .noise import Noise, draw_noise
+from .paradigms import sample_paradigms
+from .samplers import BoundSampler, SamplerConfig, bind
+from .sampling import Denoise, sample_ddim, sample_ddpm, sample_speculative
+from .schedule import Schedule, ScheduleError
+from .stats import Sample, SampleStats, TimeSplit
+
+if TYPE_CHECKING:
+    from .checkpoints import load_policy
+
+__all__ = [
+    "BoundSampler",
+    "Denoise",
+    "Gains",
+    "Nearest",
+    "Noise",
+    "Parent",
+    "Picard",
+    "Sample",
+    "SampleStats",
+    "SamplerConfig",
+    "Schedule",
+    "ScheduleError",
+    "TimeSplit",
+    "bind",
+    "calibrate",
+    "draw_noise",
+    "load_policy",
+    "sample_ddim",
+    "sample_ddpm",
+    "sample_paradigms",
+    "sample_speculative",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Reading checkpoints needs safetensors and the networks; importing the sampler does not.
+    if name == "load_policy":
+        from .checkpoints import load_policy
+
+        return load_policy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,91 @@
+"""Counting what the samplers do: rounds are noted as they happen and added up once at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .schedule import Schedule
+from .stats import SampleStats, TimeSplit
+
+__all__ = ["Denoise", "Recorder"]
+
+# denoise(x: (N, Tp, Da), t: (N,) long, chain: (N,) long) -> (N, Tp, Da), the network's prediction.
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_T = TypeVar("_T")
+
+
+class Recorder:
+    """Calls the network, keeps the clock, and adds up rounds for `SampleStats`."""
+
+    def __init__(self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], device: torch.device) -> None:
+        self._denoise, self._schedule, self._shape, self._device = denoise, schedule, shape, device
+        self._seconds = {"network": 0.0, "draft": 0.0, "verify": 0.0}
+        self._rounds: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        self._begin = self._mark = self._now()
+
+    def predict_x0(self, x: Tensor, k: Tensor, chain: Tensor) -> Tensor:
+        """m at rows x: (N, D), steps k: (N,), of chains chain: (N,); one network call. (N, D) float32.
+
+        Raises:
+            ValueError: the network's output has another shape than its input.
+            FloatingPointError: the network returned NaN or infinite values.
+        """
+        rows = x.view(-1, *self._shape[1:])
+        self._lap("draft")
+        prediction = self._denoise(rows, self._schedule.on(self._device).timesteps[k], chain)
+        self._lap("network")
+        if prediction.shape != rows.shape:
+            raise ValueError(f"denoise returned {tuple(prediction.shape)} for rows {tuple(rows.shape)}")
+        m = self._schedule.predict_x0(prediction, rows, k)
+        if not torch.isfinite(m).all():
+            bad = self._schedule.timesteps.to(k.device)[k[~torch.isfinite(m).flatten(1).all(1)]].unique().tolist()
+            raise FloatingPointError(f"denoise returned NaN or infinite values at timesteps {bad}")
+        return m.reshape(x.shape)
+
+    def round(self, chain: Tensor, start: Tensor, rows: Tensor, accepted: Tensor, rejected: Tensor) -> None:
+        """Note a round: per chain its first step, rows evaluated, drafted steps accepted, whether one was rejected."""
+        self._rounds.append((chain, start, rows, accepted, rejected))
+        self._lap("verify")
+
+    def stats(self, drafts: bool = True) -> SampleStats:
+        """Add up the rounds. `drafts=False`: the rounds drafted nothing (sequential samplers)."""
+        total = self._now() - self._begin
+        chain, start, rows, accepted, rejected = (torch.cat(part) for part in zip(*self._rounds, strict=True))
+        B, K = self._shape[0], self._schedule.num_steps
+        ones = torch.ones_like(chain)
+
+        def per_chain(values: Tensor) -> Tensor:
+            return torch.zeros(B, dtype=torch.long, device=chain.device).index_add_(0, chain, values.long())
+
+        lengths = torch.zeros(B, K + 1, dtype=torch.long, device=chain.device)
+        if drafts:
+            lengths.index_put_((chain, accepted), ones, accumulate=True)
+        # Accepted steps are start ... start + accepted - 1: mark both ends and add up.
+        edges = torch.zeros(B, K + 1, dtype=torch.long, device=chain.device)
+        edges.index_put_((chain, start), ones, accumulate=True)
+        edges.index_put_((chain, start + accepted), -ones, accumulate=True)
+        accepted_at = edges.cumsum(1)[:, :K]
+        tested_at = accepted_at.clone()
+        tested_at.index_put_((chain, (start + accepted).clamp(max=K - 1)), rejected.long(), accumulate=True)
+        return SampleStats(
+            timesteps=self._schedule.timesteps.clone(), calls=per_chain(ones), evaluations=per_chain(rows),
+            drafted=per_chain(rows - 1) if drafts else per_chain(torch.zeros_like(rows)), accepted=per_chain(accepted),
+            rejected=per_chain(rejected), accepted_lengths=lengths, tested_at=tested_at, accepted_at=accepted_at,
+            time=TimeSplit(total=total, **self._seconds),
+        )  # fmt: skip
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _lap(self, part: str) -> None:
+        now = self._now()
+        self._seconds[part] += now - self._mark
+        self._mark = now

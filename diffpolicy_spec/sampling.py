@@ -1,0 +1,142 @@
+"""Samplers: plain functions (denoise, schedule, noise, *, options) -> Sample.
+
+`denoise(x, t, chain)` gets rows x: (N, Tp, Da), their timesteps t: (N,) long and chain: (N,) long, which of the B
+samples a row belongs to (conditioning is gathered with it), and returns the network's prediction (N, Tp, Da). Rows must
+not influence each other: evaluation mode, no batch statistics. `noise` is x_0 ~ N(0, I): (B, Tp, Da), or a whole
+`Noise`; what it lacks is drawn with `generator`. States are float32 whatever the network runs in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .drafting import Drafter, Picard
+from .noise import Noise, as_noise
+from .recording import Denoise, Recorder
+from .schedule import Schedule, ScheduleError
+from .stats import Sample
+from .verification import verify_steps
+from .window import make_window, window_sizes
+
+__all__ = ["Denoise", "sample_ddim", "sample_ddpm", "sample_speculative"]
+
+
+@torch.no_grad()
+def sample_ddpm(
+    denoise: Denoise, schedule: Schedule, noise: Noise | Tensor, *, generator: torch.Generator | None = None
+) -> Sample:
+    """Ancestral sampling (Ho et al. 2020, Alg. 2): K sequential calls, x_{k+1} = A m + B x + sigma xi.
+
+    Raises:
+        ScheduleError: the schedule is a DDIM chain.
+    """
+    if schedule.kind != "ddpm":
+        raise ScheduleError("sample_ddpm needs a DDPM schedule; this one is DDIM: use sample_ddim")
+    return _sample_sequential(denoise, schedule, noise, generator)
+
+
+@torch.no_grad()
+def sample_ddim(
+    denoise: Denoise, schedule: Schedule, noise: Noise | Tensor, *, generator: torch.Generator | None = None
+) -> Sample:
+    """DDIM (Song et al. 2021, eq. 12), with the schedule's eta: K sequential calls; eta = 0 draws no step noise.
+
+    Raises:
+        ScheduleError: the schedule is a DDPM chain.
+    """
+    if schedule.kind != "ddim":
+        raise ScheduleError("sample_ddim needs a schedule made with eta=...; this one is DDPM: use sample_ddpm")
+    return _sample_sequential(denoise, schedule, noise, generator)
+
+
+@torch.no_grad()
+def sample_speculative(
+    denoise: Denoise,
+    schedule: Schedule,
+    noise: Noise | Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    drafter: Drafter | None = None,
+    window: int | Sequence[int] | Tensor = 32,
+    warm_start: Tensor | None = None,
+) -> Sample:
+    """The same law as `sample_ddpm` (or `sample_ddim` with eta > 0), in few sequential calls.
+
+    A round drafts the states of a window, evaluates them in one batched call, and verifies them; it commits the
+    accepted steps and one more. Chains of a batch advance independently, each at its own step.
+
+    Args:
+        drafter: how x0 is drafted; default `Picard()`.
+        window: rows a round evaluates per chain, a number or (K,) numbers by the step the round starts at.
+        warm_start: (B, Tp, Da) x0 to draft the first round with, such as the previous plan shifted by the executed
+            steps. NaN rows have none. It may be anything that does not depend on `noise`: it moves the cost, not the law.
+
+    Raises:
+        ScheduleError: a step before the last has no noise (DDIM with eta = 0): nothing to couple.
+        ValueError: shapes or window do not fit.
+    """
+    noise = as_noise(noise, schedule, generator)
+    if bool((schedule.sigma[:-1] <= 0).any()):
+        raise ScheduleError(
+            "speculation is exact only where every step but the last adds noise; this schedule has deterministic "
+            "steps (DDIM with eta = 0): use sample_ddim or sample_paradigms, or eta > 0"
+        )
+    (B, *chunk), K, device = noise.start.shape, schedule.num_steps, noise.start.device
+    tables, sizes = schedule.on(device), window_sizes(window, K, device)
+    recorder = Recorder(denoise, schedule, tuple(noise.start.shape), device)
+    xi, u = noise.steps.transpose(0, 1).reshape(B, K, -1), noise.uniforms.T
+    x = noise.start.reshape(B, -1).clone()
+    running = (drafter or Picard()).start(tables, x, _prior(warm_start, noise.start))
+
+    k = torch.zeros(B, dtype=torch.long, device=device)
+    active = torch.arange(B, device=device)
+    while active.numel():
+        at = k[active]
+        w = make_window(active, at, running.sizes(active, sizes[at]), K)
+        rows, steps = active[:, None], w.steps
+        w_xi, w_u = xi[rows, steps], u[rows, steps]
+        draft = running.draft(w, x[active], w_xi)
+        if w.full:
+            n = steps.shape[1]
+            m = recorder.predict_x0(draft.x.flatten(0, 1), steps.flatten(), active.repeat_interleave(n))
+            m = m.view(draft.x.shape)
+        else:
+            chain = rows.expand_as(steps)
+            m = draft.m.clone()
+            m[w.valid] = recorder.predict_x0(draft.x[w.valid], steps[w.valid], chain[w.valid])
+        outcome = verify_steps(tables, w, draft, m, w_xi, w_u)
+        running.observe(w, draft, m, outcome)
+        x[active] = outcome.x
+        k[active] = at + outcome.accepted + 1
+        recorder.round(active, at, w.sizes, outcome.accepted, outcome.rejected)
+        active = active[k[active] < K]
+    return Sample(x0=x.view(B, *chunk), stats=recorder.stats())
+
+
+def _sample_sequential(
+    denoise: Denoise, schedule: Schedule, noise: Noise | Tensor, generator: torch.Generator | None
+) -> Sample:
+    noise = as_noise(noise, schedule, generator)
+    shape, device = noise.start.shape, noise.start.device
+    tables = schedule.on(device)
+    recorder = Recorder(denoise, schedule, tuple(shape), device)
+    x, chain = noise.start.reshape(shape[0], -1), torch.arange(shape[0], device=device)
+    one, none = torch.ones_like(chain), torch.zeros_like(chain)
+    for step in range(schedule.num_steps):
+        k = torch.full_like(chain, step)
+        m = recorder.predict_x0(x, k, chain)
+        x = tables.A[step] * m + tables.B[step] * x + tables.sigma[step] * noise.steps[step].view_as(x)
+        recorder.round(chain, k, one, none, none)
+    return Sample(x0=x.view(shape), stats=recorder.stats(drafts=False))
+
+
+def _prior(warm_start: Tensor | None, start: Tensor) -> Tensor:
+    """(B, D) x0 for the first draft: the warm start, or 0, the middle of the normalised range."""
+    if warm_start is None:
+        return torch.zeros_like(start).flatten(1)
+    if warm_start.shape != start.shape:
+        raise ValueError(f"warm_start must have the noise's shape {tuple(start.shape)}, got {tuple(warm_start.shape)}")
+    return warm_start.to(start).nan_to_num(nan=0.0).flatten(1)

@@ -1,0 +1,99 @@
+"""The rows of one round: which steps of which chains, and the states drafted for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .schedule import StepTables
+
+__all__ = ["Draft", "Response", "Window", "make_window", "window_sizes"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows of b chains, N at most; row i of a chain is the state before step start + i.
+
+    Attributes:
+        chain: (b,) long, index of the chain in the sampler's batch.
+        start: (b,) long, the committed step.
+        sizes: (b,) long, rows of each chain, 1 ... N.
+        steps: (b, N) long, start + i, held at K - 1 beyond the last step.
+        valid: (b, N) bool, i < sizes; the other rows are padding and are never evaluated.
+        tested: (b, N) bool, i < sizes - 1: rows whose step leads to a drafted row.
+        full: whether every row is valid (no padding).
+    """
+
+    chain: Tensor
+    start: Tensor
+    sizes: Tensor
+    steps: Tensor
+    valid: Tensor
+    tested: Tensor
+    full: bool
+
+
+@dataclass(frozen=True)
+class Draft:
+    """m: (b, N, D) draft of each row's x0; x: (b, N, D) drafted states, x[:, 0] the committed one."""
+
+    m: Tensor
+    x: Tensor
+
+
+def make_window(chain: Tensor, start: Tensor, sizes: Tensor, num_steps: int) -> Window:
+    """Window of `sizes` rows from `start`, cut off at the end of the chain."""
+    sizes = torch.minimum(sizes, num_steps - start)
+    n = int(sizes.max())
+    i = torch.arange(n, device=start.device)
+    valid = i < sizes[:, None]
+    return Window(
+        chain=chain, start=start, sizes=sizes, steps=(start[:, None] + i).clamp_(max=num_steps - 1), valid=valid,
+        tested=i < sizes[:, None] - 1, full=chain.shape[0] == 1 or bool(valid.all()),
+    )  # fmt: skip
+
+
+class Response:
+    """States of a window as a linear function of the draft of x0: no scan over its rows.
+
+        x_j = decay[j, k] x_k + sum_{k <= i < j} response[j, i] (A_i m_i + sigma_i xi_i)
+
+    Everything but the term in m is computed once a round.
+    """
+
+    def __init__(self, tables: StepTables, window: Window, x: Tensor, xi: Tensor) -> None:
+        """x: (b, D) committed states; xi: (b, N, D) the noise of each row's step."""
+        steps = window.steps
+        if steps.shape[0] == 1:  # one chain: the tables' block is a view
+            rows = slice(int(window.start), int(window.start) + steps.shape[1])
+            response = tables.response[rows, rows].unsqueeze(0)
+            A, sigma = tables.A[rows].unsqueeze(0), tables.sigma[rows].unsqueeze(0)
+        else:
+            response = tables.response[steps[:, :, None], steps[:, None, :]]
+            A, sigma = tables.A[steps], tables.sigma[steps]
+        decay = tables.decay[steps, window.start[:, None]]
+        self._to_m = response * A.unsqueeze(1)
+        self._base = torch.baddbmm(decay.unsqueeze(-1) * x.unsqueeze(1), response * sigma.unsqueeze(1), xi)
+
+    def states(self, m: Tensor) -> Tensor:
+        """(b, N, D) drafted states for the draft m: (b, N, D)."""
+        return torch.baddbmm(self._base, self._to_m, m)
+
+
+def window_sizes(window: int | Sequence[int] | Tensor, num_steps: int, device: torch.device | str) -> Tensor:
+    """(K,) long: rows of a round that starts at step k, from a number or one number per step.
+
+    Raises:
+        ValueError: a number below 1, or not one per step.
+    """
+    sizes = torch.as_tensor(window, dtype=torch.long, device=device)
+    if sizes.dim() == 0:
+        sizes = sizes.expand(num_steps)
+    if tuple(sizes.shape) != (num_steps,):
+        raise ValueError(f"window must be a number or one number for each of {num_steps} steps, got {len(sizes)}")
+    if int(sizes.min()) < 1:
+        raise ValueError(f"window must be at least 1, got {int(sizes.min())}")
+    return sizes
