@@ -19,7 +19,7 @@ __all__ = ["draw_picture", "main"]
 def _sections(log: Mapping[str, Any]) -> dict[str, Any]:
     try:
         sections = {n: s for n, s in log["samplers"].items() if s["summary"]["latency"] and s["summary"]["episodes"]}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not an eval_log.json of dps-eval: {error!r}") from error
     if not sections:
         raise ValueError("this eval_log.json has no sampler with finished episodes to draw")

@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffpolicy_spec.eval.video import offscreen_backend
 from diffpolicy_spec.optional import require
 
@@ -134,6 +136,16 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise ValueError(f"{output} holds the results of an earlier run: give another output=... or overwrite=true")
 
 
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: PyTorch finds no CUDA device here; use device=cpu")
+    return device
+
+
 def _choose_video(wanted: bool, notices: list[str]) -> bool:
     """Whether to film; sets MUJOCO_GL, which must happen before MuJoCo is imported."""
     if not wanted:
@@ -182,11 +194,12 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     from diffpolicy_spec import load_policy
     from diffpolicy_spec.samplers import SamplerConfig
 
-    policy = load_policy(cfg["policy"]).to(cfg["device"])
+    policy = load_policy(cfg["policy"], _device(cfg["device"]))
     samplers = []
     for sampler in chosen:
-        fields = {key: sampler[key] for key in _SAMPLER_KEYS if key != "name"}
-        config = SamplerConfig(**fields)
+        # An option that is null is the sampler's own choice.
+        options = {key: value for key, value in sampler["options"].items() if value is not None}
+        config = SamplerConfig(sampler["method"], sampler["num_inference_steps"], sampler["eta"], options)
         samplers.append(NamedSampler(sampler["name"], config, policy.bind(config)))
 
     video = _choose_video(cfg["video"], notices)

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord, load_chunks, load_episodes, save_chunks
 from diffpolicy_spec.eval.statistics import latencies, summarize, wilson_interval
 
 
 def chunk(**changes):
     base = ChunkRecord(
-        seed=100000, chunk=0, call=0, batch=1, latency_ms=20.0, network_ms=15.0, draft_ms=2.0, verify_ms=1.0, other_ms=2.0,
-        sampler_ms=19.0, calls=2, evaluations=7, drafted=5, accepted=2, rejected=1, wasted=3,
+        seed=100000, chunk=0, call=0, batch=1, latency_ms=20.0, network_ms=15.0, draft_ms=2.0, verify_ms=1.0,
+        other_ms=2.0, sampler_ms=19.0, calls=2, evaluations=7, drafted=5, accepted=2, rejected=1, wasted=3,
         tested_at=(1, 1, 1, 0), accepted_at=(1, 1, 0, 0),
     )  # fmt: skip
     return replace(base, **changes)
@@ -51,8 +52,8 @@ def test_wilson_interval_covers():
 def test_summary_by_hand():
     chunks = [
         chunk(),
-        chunk(chunk=1, call=1, latency_ms=40.0, network_ms=35.0, calls=4, evaluations=9, accepted=0, rejected=3, drafted=5,
-              wasted=5, tested_at=(1, 1, 1, 0), accepted_at=(0, 0, 0, 0)),
+        chunk(chunk=1, call=1, latency_ms=40.0, network_ms=35.0, calls=4, evaluations=9, accepted=0, rejected=3,
+              drafted=5, wasted=5, tested_at=(1, 1, 1, 0), accepted_at=(0, 0, 0, 0)),
     ]  # fmt: skip
     episodes = [EpisodeRecord(100000, True, 1.0, 11, 2), EpisodeRecord(100001, False, 0.0, 400, 50)]
     s = summarize(episodes, chunks, (9, 6, 3, 0), reference_steps=100, reference_latency_ms=300.0)
