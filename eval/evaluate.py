@@ -56,6 +56,7 @@ def run_sampler(settings: Settings, sampler: NamedSampler) -> SamplerRun:
         name=sampler.name,
         config=asdict(sampler.config),
         exact=full_chain and sampler.config.method in ("ddpm", "speculative"),
+        verifies=sampler.config.method == "speculative",
         reference=full_chain and sampler.config.method == "ddpm",
         reference_steps=schedule.num_train_timesteps,
         timesteps=timesteps,

@@ -28,6 +28,7 @@ class SamplerRun:
         name: of the sampler.
         config: its `SamplerConfig` as plain data.
         exact: whether it draws from the law of the full DDPM chain.
+        verifies: whether it tests its drafts.
         reference: whether it is that chain, sampled step by step.
         reference_steps: steps of that chain.
         timesteps: (K,) training timestep of each denoising step.
@@ -38,6 +39,7 @@ class SamplerRun:
     name: str
     config: dict[str, Any]
     exact: bool
+    verifies: bool
     reference: bool
     reference_steps: int
     timesteps: tuple[int, ...]
@@ -50,12 +52,13 @@ def summarize_runs(runs: Sequence[SamplerRun]) -> dict[str, Summary]:
     """Summaries by sampler; wall-clock speed-ups are against the full DDPM chain where it is among the runs."""
     reference = next((r for r in runs if r.reference and r.chunks), None)
     median = float(np.median(latencies(reference.chunks))) if reference else None
-    return {
-        r.name: summarize(
-            r.episodes, r.chunks, r.timesteps, reference_steps=r.reference_steps, reference_latency_ms=median
-        )
-        for r in runs
-    }
+    summaries = {}
+    for r in runs:
+        summaries[r.name] = summarize(
+            r.episodes, r.chunks, r.timesteps,
+            reference_steps=r.reference_steps, verifies=r.verifies, reference_latency_ms=median,
+        )  # fmt: skip
+    return summaries
 
 
 def _upstream_keys(run: SamplerRun) -> dict[str, Any]:
