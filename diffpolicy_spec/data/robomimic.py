@@ -128,4 +128,4 @@ def _convert(actions: NDArray[Any], where: str, action_repr: str) -> NDArray[np.
         raise DataError(f"{where}: 'actions' holds NaN or infinity")
     # Converted in float64: rot6d of a rotation near pi loses digits in float32.
     per_arm = actions_to_rot6d(actions.astype(np.float64).reshape(steps, dim // 7, 7))
-    return per_arm.reshape(steps, -1).astype(np.float32)
+    return per_arm.reshape(steps, dim // 7 * 10).astype(np.float32)

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy_spec.noise import Noise, draw_noise
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 from diffpolicy_spec.policies.observations import ObservationEncoder
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
-
-if TYPE_CHECKING:
-    from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
-    from diffpolicy_spec.sampling import Noise
-    from diffpolicy_spec.stats import Sample
+from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
+from diffpolicy_spec.samplers import bind as bind_sampler
+from diffpolicy_spec.stats import Sample
 
 __all__ = ["DiffusionPolicy", "PolicyOutput", "build_network"]
 
@@ -116,9 +115,6 @@ class DiffusionPolicy:
 
     def bind(self, config: SamplerConfig | None = None) -> BoundSampler:
         """A sampler for this policy's chain, made once per config; None: the default, exact speculative one."""
-        from diffpolicy_spec.samplers import SamplerConfig
-        from diffpolicy_spec.samplers import bind as bind_sampler
-
         config = SamplerConfig(method="speculative") if config is None else config
         # Options may hold lists, which do not hash; their text does.
         key = repr(config)
@@ -178,22 +174,21 @@ class DiffusionPolicy:
         shape = (condition.shape[0], self.config.horizon, self.config.action_dim)
         warm_start = None if previous_plan is None else self._shift(previous_plan, shape)
         start = noise if isinstance(noise, Tensor) else None
-        for name, tensor in (("noise", start), ("previous_plan", previous_plan)):
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} must be (B, T, Da) = {shape}, got {tuple(tensor.shape)}")
+        if start is not None and tuple(start.shape) != shape:
+            raise ValueError(f"noise must be (B, T, Da) = {shape}, got {tuple(start.shape)}")
         if noise is None or start is not None:
-            from diffpolicy_spec.sampling import draw_noise
-
             drawn = draw_noise(shape, sampler.schedule, generator, device=self.device)
             noise = drawn if start is None else replace(drawn, start=start.to(drawn.start))
-        sample = sampler(self.denoiser(condition), noise, generator=generator, warm_start=warm_start)
+        # All noise is drawn; a generator of the whole batch is handed on for samplers that may need more.
+        rest = generator if isinstance(generator, torch.Generator) else None
+        sample = sampler(self.denoiser(condition), noise, generator=rest, warm_start=warm_start)
         plan = sample.x0
         action_pred = self.normalizer.unnormalize("action", plan)
         first = self.config.n_obs_steps - 1
         action = action_pred[:, first : first + self.config.n_action_steps]
         return PolicyOutput(action=action, action_pred=action_pred, plan=plan, sample=sample)
 
-    def _shift(self, plan: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _shift(self, plan: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """The previous plan as seen Ta steps later; its last action stands for those it did not reach."""
         if tuple(plan.shape) != shape:
             raise ValueError(f"previous_plan must be (B, T, Da) = {shape}, got {tuple(plan.shape)}")

@@ -1,0 +1,225 @@
+"""The native checkpoint folder: what is read is what was written, and whatever else is there is told apart."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_policy import tiny_config, tiny_obs, tiny_policy
+
+from diffpolicy_spec.checkpoints import CheckpointError, load_native, load_policy, save_policy, save_speculation
+from diffpolicy_spec.checkpoints import native as native_module
+from diffpolicy_spec.samplers import SamplerConfig
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    tiny_policy().save(folder, storage_dtype="float16", training={"steps_done": 7})
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to be damaged."""
+    return shutil.copytree(saved, tmp_path / "damaged")
+
+
+def chunk(policy):
+    sampler = policy.bind(SamplerConfig(method="ddpm", num_inference_steps=5))
+    return policy.predict_action(tiny_obs(), sampler=sampler, generator=torch.Generator().manual_seed(0)).action_pred
+
+
+def test_there_and_back_in_float32(tmp_path):
+    policy = tiny_policy()
+    policy.save(tmp_path / "p")
+    again = load_policy(tmp_path / "p")
+    assert again.config == policy.config == tiny_config()
+    assert again.scheduler_config == policy.scheduler_config
+    assert again.speculation is None
+    assert not again.network.training
+    assert torch.equal(chunk(again), chunk(policy))
+
+
+def test_float16_is_what_the_stored_weights_say(saved, tmp_path):
+    policy = load_policy(str(saved))
+    assert policy.dtype == torch.float32
+    for name, value in tiny_policy().network.state_dict().items():
+        assert torch.equal(policy.network.state_dict()[name], value.half().float())
+    # Statistics lose nothing.
+    assert torch.equal(policy.normalizer.fields("action")["offset"], tiny_policy().normalizer.fields("action")["offset"])
+    save_policy(policy, tmp_path / "again", storage_dtype="float16")
+    assert torch.equal(chunk(load_policy(tmp_path / "again")), chunk(policy))
+
+
+def test_files(saved):
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert [p.name for p in saved.parent.iterdir()] == ["tiny"]  # nothing temporary is left
+    config = json.loads((saved / "config.json").read_text())
+    assert config["training"] == {"steps_done": 7}
+    tensors = load_file(saved / "model.safetensors")
+    assert tensors["model.mid_modules.0.blocks.0.block.0.weight"].dtype == torch.float16
+    assert tensors["normalizer.params_dict.robot0_eef_pos.input_stats.min"].dtype == torch.float32
+
+
+def test_speculation_beside_the_weights(folder):
+    gains = {"gain": torch.randn(3, 4, 4).half()}
+    save_speculation(gains, folder)
+    assert torch.equal(load_policy(folder).speculation["gain"], gains["gain"])
+    policy = tiny_policy(speculation=gains)
+    policy.save(folder)
+    assert torch.equal(load_policy(folder).speculation["gain"], gains["gain"])
+    tiny_policy().save(folder)
+    assert load_policy(folder).speculation is None
+
+
+def test_saving_replaces_whole_folders_and_nothing_else(folder, tmp_path):
+    (folder / "stale.txt").write_text("x")
+    tiny_policy(seed=1).save(folder)
+    assert not (folder / "stale.txt").exists()
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match="not a checkpoint folder"):
+        tiny_policy().save(stranger)
+    assert (stranger / "thesis.tex").exists()
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(folder, monkeypatch):
+    before = chunk(load_policy(folder))
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(native_module, "_write_tensors", full)
+    with pytest.raises(OSError, match="No space"):
+        tiny_policy(seed=1).save(folder)
+    monkeypatch.undo()
+    assert torch.equal(chunk(load_policy(folder)), before)
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_weights_too_large_for_float16(tmp_path):
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.network.final_conv[1].bias[0] = 1e6
+    with pytest.raises(ValueError, match=r"not finite as float16: model\.final_conv\.1\.bias"):
+        policy.save(tmp_path / "p", storage_dtype="float16")
+    assert not (tmp_path / "p").exists()
+    with pytest.raises(ValueError, match="storage_dtype must be float32 or float16"):
+        policy.save(tmp_path / "p", storage_dtype="int8")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_truncated(folder, name, share):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=rf"{name}.*(truncated|damaged)"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("config.json", r"has no config\.json"), ("model.safetensors", r"model\.safetensors is missing")],
+)
+def test_missing_file(folder, name, message):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(folder)
+
+
+def test_damaged_speculation(folder):
+    (folder / "speculation.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(CheckpointError, match=r"speculation\.safetensors is not a readable"):
+        load_policy(folder)
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+BIAS = "model.final_conv.1.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(BIAS), r"lacks: final_conv\.1\.bias"),
+        (lambda t: t.update({"model.extra.weight": torch.zeros(1)}), r"has unexpected: extra\.weight"),
+        (lambda t: t.update({"optimizer.step": torch.zeros(1)}), r"unexpected tensors: optimizer\.step"),
+        (lambda t: t.update({BIAS: torch.zeros(9)}), r"'model\.final_conv\.1\.bias' has shape \(9,\).*\(10,\)"),
+        (lambda t: t.update({BIAS: torch.full((10,), float("nan"))}), r"'model\.final_conv\.1\.bias' is not of finite"),
+        (lambda t: t.update({BIAS: torch.zeros(10, dtype=torch.int8)}), r"'model\.final_conv\.1\.bias' is not of finite"),
+        (lambda t: t.pop("normalizer.params_dict.action.offset"), "normalisation of 'action' lacks offset"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if ".object." in n],
+            r"no normalisation statistics for 'object' \(there are: action, robot0_eef_pos",
+        ),
+        (
+            lambda t: t.update({f"normalizer.params_dict.object.{n}": torch.ones(9) for n in ("scale", "offset")}),
+            "'object' has 9 dimensions, expected 10",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="other"), r"not of format 'diffpolicy_spec\.policy'"),
+        (lambda c: c.update(version=99), "version 99; this release reads version 1"),
+        (lambda c: c.pop("policy"), "lacks the section 'policy'"),
+        (lambda c: c.pop("scheduler"), "lacks the section 'scheduler'"),
+        (lambda c: c["policy"].update(action_repr="relative"), "does not describe a policy: action_repr"),
+        (lambda c: c["policy"].pop("action_dim"), "lacks action_dim"),
+        (lambda c: c["policy"].update(horizon="long"), "does not describe a policy"),
+        (lambda c: c["policy"]["unet"].update(kernel_size=4), "kernel_size must be odd"),
+        (lambda c: c["scheduler"].update(variance_type="learned"), "variance_type 'learned' is not supported"),
+        (lambda c: c["policy"]["unet"].update(down_dims=[8, 24]), "its config asks for"),
+    ],
+)
+def test_configs_that_do_not_fit(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(folder)
+
+
+def test_other_formats(tmp_path):
+    ckpt = tmp_path / "latest.ckpt"
+    with zipfile.ZipFile(ckpt, "w") as file:
+        file.writestr("archive/data.pkl", b"x")
+    with pytest.raises(CheckpointError, match=r"pickled PyTorch file \(a diffusion_policy \.ckpt"):
+        load_policy(ckpt)
+    lerobot = tmp_path / "lerobot"
+    lerobot.mkdir()
+    (lerobot / "config.json").write_text(json.dumps({"type": "diffusion", "n_obs_steps": 2}))
+    with pytest.raises(CheckpointError, match="LeRobot policy of type 'diffusion'"):
+        load_policy(lerobot)
+    noise = tmp_path / "noise"
+    noise.write_bytes(bytes(range(256)))
+    with pytest.raises(CheckpointError, match="is a file; a checkpoint is a folder"):
+        load_policy(noise)
+    (lerobot / "config.json").write_bytes(bytes(range(256)))
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        load_policy(lerobot)
+    (lerobot / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="not of format"):
+        load_policy(lerobot)
+
+
+def test_unknown_names(tmp_path):
+    with pytest.raises(CheckpointError, match=r"'lfit' is neither an existing path nor a shipped policy \(shipped: "):
+        load_policy("lfit")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_native(tmp_path / "nowhere")
