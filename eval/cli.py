@@ -25,11 +25,7 @@ def _evaluate(cfg: Any) -> None:
     except (ValueError, OSError, ImportError) as error:
         # What the user gave is wrong: the message says all there is to say, a traceback would bury it.
         raise SystemExit(f"dps-eval: {error}") from None
-    try:
-        run(settings, config)
-    finally:
-        for env in settings.envs:
-            env.close()
+    run(settings, config)
 
 
 def main() -> None:

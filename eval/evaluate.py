@@ -33,20 +33,19 @@ def run_sampler(settings: Settings, sampler: NamedSampler) -> SamplerRun:
     warm_up(settings.policy, sampler.bound, settings.envs[0], settings.seeds[0], settings.warmup_calls, batch)
 
     recorder = Recorder()
-    writer = EpisodeWriter(folder / "episodes.jsonl")
-    bar = ProgressBar(sampler.name, len(settings.seeds))
-    subscribers: list[Subscriber] = [recorder, writer, bar]
+    subscribers: list[Subscriber] = [recorder, EpisodeWriter(folder / "episodes.jsonl")]
     if settings.video:
         fps = settings.envs[0].metadata["render_fps"]
         subscribers.append(VideoRecorder(folder / "video.mp4", fps))
+    subscribers.append(ProgressBar(sampler.name, len(settings.seeds)))
     try:
         run_episodes(
             settings.policy, sampler.bound, settings.envs, settings.seeds,
             subscribers=subscribers, max_steps=settings.max_steps,
         )  # fmt: skip
     finally:
-        writer.close()
-        bar.close()
+        for subscriber in subscribers:
+            subscriber.close()
 
     schedule = sampler.bound.schedule
     timesteps = tuple(schedule.timesteps.tolist())
@@ -68,7 +67,7 @@ def run_sampler(settings: Settings, sampler: NamedSampler) -> SamplerRun:
 
 
 def run(settings: Settings, config: Mapping[str, Any]) -> list[SamplerRun]:
-    """Run all samplers, write the output folder, print the report.
+    """Run all samplers, write the output folder, print the report, close the environments.
 
     eval_log.json and report.md are complete for the samplers finished so far at any moment.
     """
@@ -79,12 +78,16 @@ def run(settings: Settings, config: Mapping[str, Any]) -> list[SamplerRun]:
     described = environment(settings.policy.device, settings.num_threads)
     runs: list[SamplerRun] = []
     text = ""
-    for sampler in settings.samplers:
-        runs.append(run_sampler(settings, sampler))
-        log = eval_log(runs, config, described, finished=len(runs) == len(settings.samplers))
-        write_json(settings.output / "eval_log.json", log)
-        text = report(summarize_runs(runs), {r.name: r.exact for r in runs})
-        (settings.output / "report.md").write_text(text + "\n")
+    try:
+        for sampler in settings.samplers:
+            runs.append(run_sampler(settings, sampler))
+            log = eval_log(runs, config, described, finished=len(runs) == len(settings.samplers))
+            write_json(settings.output / "eval_log.json", log)
+            text = report(summarize_runs(runs), {r.name: r.exact for r in runs})
+            (settings.output / "report.md").write_text(text + "\n")
+    finally:
+        for env in settings.envs:
+            env.close()
     pictures: list[Path] = []
     if settings.plots:
         by_sampler = {r.name: latencies(r.chunks) for r in runs}
@@ -104,9 +107,4 @@ def evaluate(config: Mapping[str, Any]) -> list[SamplerRun]:
     Raises:
         ValueError, OSError, ImportError: see `prepare`; nothing has been run or written then.
     """
-    settings = prepare(config)
-    try:
-        return run(settings, config)
-    finally:
-        for env in settings.envs:
-            env.close()
+    return run(prepare(config), config)

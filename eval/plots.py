@@ -93,7 +93,7 @@ def plot_acceptance(summaries: Mapping[str, Summary], path: Path) -> None:
     ax.set_ylabel("drafted steps accepted (%)")
     ax.set_ylim(-2, 102)
     ax.grid(alpha=0.25)
-    ax.legend(frameon=False, loc="lower center", fontsize=9)
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize=9)
     _save(fig, path)
 
 

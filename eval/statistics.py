@@ -46,7 +46,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class TimeShares:
-    """Mean ms of a policy call, by where it was spent."""
+    """Mean ms of a policy call, by where it was spent; a sequential sampler's updates are among `other`."""
 
     network: float
     draft: float
@@ -116,7 +116,10 @@ def _latency(chunks: Sequence[ChunkRecord]) -> Latency:
 
 def _shares(chunks: Sequence[ChunkRecord]) -> TimeShares:
     calls = {c.call: (c.network_ms, c.draft_ms, c.verify_ms, c.other_ms) for c in chunks}
-    return TimeShares(*(float(v) for v in np.mean(list(calls.values()), axis=0)))
+    network, draft, verify, other = (float(v) for v in np.mean(list(calls.values()), axis=0))
+    if not any(c.drafted for c in chunks):
+        draft, verify, other = 0.0, 0.0, draft + verify + other
+    return TimeShares(network, draft, verify, other)
 
 
 def summarize(

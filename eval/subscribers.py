@@ -82,6 +82,9 @@ class Subscriber:
     def on_episode_end(self, record: EpisodeRecord) -> None:
         """After the last step of an episode."""
 
+    def close(self) -> None:
+        """After the last episode, or after a crash."""
+
 
 class Recorder(Subscriber):
     """Keeps the records of all episodes and chunks in memory."""
@@ -108,7 +111,6 @@ class EpisodeWriter(Subscriber):
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -126,5 +128,4 @@ class ProgressBar(Subscriber):
         self._bar.update()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
         self._bar.close()

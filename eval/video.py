@@ -76,6 +76,10 @@ class VideoRecorder(Subscriber):
             self._writer.append_data(event.env.render())
 
     def on_episode_end(self, record: EpisodeRecord) -> None:
-        if record.seed == self._seed and self._writer is not None:
+        if record.seed == self._seed:
+            self.close()
+
+    def close(self) -> None:
+        if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -83,6 +83,7 @@ def test_summaries(comparison):
     reference = sections["ddpm100"]
     assert (reference["calls_mean"], reference["rows_mean"]) == (10, 10)
     assert (reference["algorithmic_speedup"], reference["wall_clock_speedup"]) == (1, 1)
+    assert reference["shares"]["draft"] == reference["shares"]["verify"] == 0
     assert reference["acceptance_rate"] is reference["rejection_waste"] is reference["acceptance"] is None
     # ParaDiGMS drops rows too, but it tests nothing.
     assert sections["paradigms"]["acceptance_rate"] is sections["paradigms"]["acceptance"] is None
