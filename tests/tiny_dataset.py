@@ -21,7 +21,8 @@ def write_dataset(path: Path, lengths: tuple[int, ...] = (20, 25, 18, 22), seed:
             rotation = np.tile([[np.pi - 0.01, 0.02, 0.0]], (n, 1))
             group["actions"] = np.concatenate([position, rotation, np.where(time < 0.7, -1.0, 1.0)], axis=1)
             obs = group.create_group("obs")
-            obs["object"] = np.concatenate([np.tile(cube, (n, 1)), np.tile([[0, 0, 0, 1.0]], (n, 1)), cube - position], 1)
+            pose = np.tile(np.concatenate([cube, [[0.0, 0.0, 0.0, 1.0]]], axis=1), (n, 1))
+            obs["object"] = np.concatenate([pose, cube - position], axis=1)
             obs["robot0_eef_pos"] = position
             obs["robot0_eef_quat"] = np.tile([[1.0, 0, 0, 0]], (n, 1))
             obs["robot0_gripper_qpos"] = np.tile([[0.04, -0.04]], (n, 1))

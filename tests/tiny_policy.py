@@ -21,13 +21,13 @@ SCHEDULER = {
 
 
 def tiny_config(**changes):
-    values = dict(
-        task="lift",
-        obs_dims=OBS_DIMS,
-        action_dim=10,
-        action_repr="absolute_rot6d",
-        unet=UnetConfig(down_dims=(8, 16), diffusion_step_embed_dim=8),
-    )
+    values = {
+        "task": "lift",
+        "obs_dims": OBS_DIMS,
+        "action_dim": 10,
+        "action_repr": "absolute_rot6d",
+        "unet": UnetConfig(down_dims=(8, 16), diffusion_step_embed_dim=8),
+    }
     return PolicyConfig(**values | changes)
 
 

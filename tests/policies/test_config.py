@@ -9,8 +9,8 @@ from diffpolicy_spec.policies import PolicyConfig, UnetConfig
 
 
 def config(**changes):
-    values = dict(obs_dims={"z": 3, "a": 2}, action_dim=10, action_repr="absolute_rot6d", task="lift") | changes
-    return PolicyConfig(**values)
+    values = {"obs_dims": {"z": 3, "a": 2}, "action_dim": 10, "action_repr": "absolute_rot6d", "task": "lift"}
+    return PolicyConfig(**values | changes)
 
 
 def test_there_and_back():

@@ -10,8 +10,8 @@ from diffpolicy_spec.policies.unet import ConditionalUnet1D, SinusoidalEmbedding
 
 def small(**changes):
     torch.manual_seed(0)
-    arguments = dict(input_dim=10, global_cond_dim=38, diffusion_step_embed_dim=16, down_dims=(16, 32, 48)) | changes
-    return ConditionalUnet1D(**arguments).eval()
+    sizes = {"input_dim": 10, "global_cond_dim": 38, "diffusion_step_embed_dim": 16, "down_dims": (16, 32, 48)}
+    return ConditionalUnet1D(**sizes | changes).eval()
 
 
 @pytest.fixture(scope="module")
