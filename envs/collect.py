@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -188,7 +189,16 @@ def _start_worker(task: str, max_steps: int) -> None:
     global _worker_env
     from diffpolicy_spec.envs.demonstrate import demonstration_env
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker_env = demonstration_env(task, max_steps)
+
+
+def _end_with_parent() -> None:
+    # A worker keeps its own queue open, so it would wait for ever after its parent was killed.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(seed: int) -> Any:

@@ -22,7 +22,8 @@ def make_env(
 
     Args:
         task: name in the task table, e.g. "lift".
-        action_repr: "absolute_rot6d" (10-D), "absolute" (7-D) or "delta" (7-D in [-1, 1]); a policy's config names its own.
+        action_repr: "absolute_rot6d" (10-D), "absolute" (7-D) or "delta" (7-D in [-1, 1]); a policy's config says
+            which one it was trained for.
         render_mode: None or "rgb_array".
         **kwargs: further arguments of `RobosuiteEnv`.
 

@@ -1,4 +1,4 @@
-"""Recorded episodes: one small file each while recording, one robomimic hdf5 in the end. Both appear whole or not at all."""
+"""Recorded episodes: a small file each while recording, one robomimic hdf5 in the end; each appears whole or never."""
 
 from __future__ import annotations
 

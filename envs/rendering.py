@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from ctypes.util import find_library
 from typing import Any
 
 import numpy as np
@@ -10,15 +12,36 @@ from numpy.typing import NDArray
 
 from diffpolicy_spec.optional import require
 
-__all__ = ["OffscreenRenderer", "RenderUnavailable"]
+__all__ = ["OffscreenRenderer", "RenderUnavailable", "gl_backend"]
+
+_REMEDY = (
+    "Install libEGL (Debian: libegl1 libgl1-mesa-dri) or OSMesa (libosmesa6; then set MUJOCO_GL=osmesa before python "
+    "starts), or go without video: nothing else needs OpenGL"
+)
 
 
 class RenderUnavailable(RuntimeError):
     """This machine cannot draw without a screen."""
 
 
+def gl_backend() -> str:
+    """What draws: "egl", "osmesa" or "glfw" as MUJOCO_GL says; unset, egl where there is such a library, else osmesa.
+
+    Raises:
+        RenderUnavailable: MUJOCO_GL says something else, e.g. "disabled".
+    """
+    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if not wanted:
+        return "egl" if find_library("EGL") or not find_library("OSMesa") else "osmesa"
+    if wanted not in ("egl", "osmesa", "glfw"):
+        raise RenderUnavailable(f"MUJOCO_GL={wanted}: set it to egl or osmesa to draw offscreen. {_REMEDY}")
+    return wanted
+
+
 class OffscreenRenderer:
     """A camera on a MuJoCo model. Reads the simulation and changes nothing in it.
+
+    (robosuite's own offscreen context runs mj_forward when it opens, which changes the episode in its last digits.)
 
     Args:
         camera: name of a camera of the model.
@@ -29,45 +52,58 @@ class OffscreenRenderer:
         if height < 1 or width < 1:
             raise ValueError(f"frames need a size of at least 1 x 1 pixel, got {height} x {width}")
         self.camera, self.height, self.width = camera, height, width
-        self._renderer: Any = None
-        self._option: Any = None
+        self._gl: Any = None
 
     def frame(self, model: Any, data: Any) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 of an mjModel and its mjData.
+        """(H, W, 3) uint8 of an mjModel and its mjData; the same model each time.
 
         Raises:
             RenderUnavailable: no working offscreen OpenGL.
             ValueError: the model has no such camera.
         """
-        if self._renderer is None:
-            self._open(model)
-        self._renderer.update_scene(data, camera=self.camera, scene_option=self._option)
-        return np.array(self._renderer.render(), dtype=np.uint8)
+        mujoco = require("mujoco", extra="sim")
+        if self._gl is None:
+            self._open(mujoco, model)
+        self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(model, data, self._option, None, self._view, everything, self._scene)
+        area = mujoco.MjrRect(0, 0, self.width, self.height)
+        mujoco.mjr_render(area, self._scene, self._context)
+        pixels = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(pixels, None, area, self._context)
+        return pixels[::-1].copy()  # OpenGL's first row is the lowest
 
     def close(self) -> None:
         """Free the OpenGL context; a later frame opens a new one."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        if self._gl is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
 
-    def _open(self, model: Any) -> None:
-        mujoco = require("mujoco", extra="sim")
+    def _open(self, mujoco: Any, model: Any) -> None:
         names = [model.camera(i).name for i in range(model.ncam)]
         if self.camera not in names:
             raise ValueError(f"the model has no camera {self.camera!r}; it has {', '.join(names)}")
         # The model's own offscreen buffer limits the frame size.
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
-        backend = os.environ.get("MUJOCO_GL") or "glfw"
+        backend = gl_backend()
         try:
-            self._renderer = mujoco.Renderer(model, self.height, self.width)
+            # MuJoCo's own choice is made from MUJOCO_GL when it is imported, and without it needs a screen.
+            gl = importlib.import_module(f"mujoco.{backend}").GLContext(self.width, self.height)
+            gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:  # PyOpenGL and MuJoCo fail with whatever the missing library made of it
             raise RenderUnavailable(
-                f"no offscreen OpenGL with MUJOCO_GL={backend} ({type(error).__name__}: {error}). "
-                "Set MUJOCO_GL=egl (library libEGL; Debian: libegl1 libgl1-mesa-dri) or MUJOCO_GL=osmesa "
-                "(libosmesa6) before python starts, or evaluate without video"
+                f"no offscreen OpenGL through {backend} ({type(error).__name__}: {error}). {_REMEDY}"
             ) from error
+        self._gl = gl
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._view.fixedcamid = model.camera(self.camera).id
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # robosuite's collision shapes
         self._option.geomgroup[1] = 1  # and its visual ones
-        self._option.sitegroup[:] = 0

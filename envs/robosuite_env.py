@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import os
+import sys
 from collections import OrderedDict
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from numpy.typing import NDArray
 
-from diffpolicy_spec.envs.rendering import OffscreenRenderer
+from diffpolicy_spec.envs.rendering import OffscreenRenderer, RenderUnavailable
 from diffpolicy_spec.envs.tasks import get_task
 from diffpolicy_spec.optional import require
 
@@ -59,7 +62,8 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
     checkpoints of that age need the sign of those three entries flipped.)
 
     Action, 7 numbers per arm: "absolute": position (m, world frame), axis-angle (rad, world frame), gripper (its sign:
-    -1 opens, +1 closes); "delta": normalised to [-1, 1], +-5 cm and +-0.5 rad a step in the robot base's frame, gripper.
+    -1 opens, +1 closes); "delta": normalised to [-1, 1], +-5 cm and +-0.5 rad a step in the robot base's frame, and
+    the gripper.
 
     Reward is 1.0 in states where the task is solved (robomimic's rule), else 0.0; the episode terminates there, or is
     truncated at the horizon. info["success"] tells whether it is solved now.
@@ -84,7 +88,7 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         ImportError: robosuite is not installed.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's own)
 
     def __init__(
         self,
@@ -114,9 +118,8 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         low, high = (_ABSOLUTE_LOW, _ABSOLUTE_HIGH) if action_repr == "absolute" else ((-1.0,) * 7, (1.0,) * 7)
         self.action_space = gym.spaces.Box(np.tile(low, arms), np.tile(high, arms), dtype=np.float64)
         # An OrderedDict keeps the task's order; gymnasium sorts the keys of a plain dict.
-        self.observation_space = gym.spaces.Dict(
-            OrderedDict((key, gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)) for key, size in self.task.obs)
-        )
+        boxes = OrderedDict((key, gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)) for key, size in self.task.obs)
+        self.observation_space = gym.spaces.Dict(boxes)  # type: ignore[assignment]
         self._env_kwargs = _make_kwargs(self.task.robots, action_repr, self.task.control_freq)
         self._env = _robosuite().make(
             self.task.robosuite_name,
@@ -139,6 +142,8 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         Returns:
             (observation, info) with info = {"success": bool}.
         """
+        if self._env is None:
+            raise ClosedEnvironmentError("reset() after close(): make a new environment")
         super().reset(seed=seed)
         # robosuite draws poses from env.rng, which its samplers share: set it in place, from our own generator.
         episode = np.random.default_rng(self.np_random.integers(2**63))
@@ -245,7 +250,27 @@ def _make_kwargs(robots: tuple[str, ...], action_repr: str, control_freq: int) -
 
 
 def _robosuite() -> ModuleType | Any:
-    """robosuite, without the advice on optional parts it logs when imported and its notes on every controller file."""
+    """robosuite, imported so that it changes nothing around it.
+
+    It advises on optional parts when imported and notes every controller file it reads: both are logged below errors,
+    and only warnings are kept. It also sets MUJOCO_GL=egl, with which importing MuJoCo fails in a child process where
+    there is no libEGL: that is undone.
+
+    Raises:
+        ImportError: not installed.
+        RenderUnavailable: MUJOCO_GL names a library that MuJoCo cannot load.
+    """
+    if "robosuite" in sys.modules:
+        return sys.modules["robosuite"]
+    chosen = os.environ.get("MUJOCO_GL")
+    try:
+        require("mujoco", extra="sim")
+    except Exception as error:
+        if chosen is None or importlib.util.find_spec("mujoco") is None:
+            raise
+        raise RenderUnavailable(
+            f"MuJoCo cannot be imported with MUJOCO_GL={chosen} ({error}): unset it, or install the library it names"
+        ) from error
     logger = logging.getLogger("robosuite_logs")
 
     def errors_only(record: logging.LogRecord) -> bool:
@@ -256,5 +281,9 @@ def _robosuite() -> ModuleType | Any:
         module = require("robosuite", extra="sim")
     finally:
         logger.removeFilter(errors_only)
+        if chosen is None:
+            os.environ.pop("MUJOCO_GL", None)
+        else:
+            os.environ["MUJOCO_GL"] = chosen
     logger.setLevel(logging.WARNING)
     return module

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Expert", "UnknownExpertError", "make_expert"]
+from diffpolicy_spec.envs.experts.lift import LiftExpert
+
+__all__ = ["EXPERTS", "Expert", "UnknownExpertError", "make_expert"]
 
 Array = NDArray[np.float64]
 
@@ -32,15 +35,16 @@ class Expert(Protocol):
         ...
 
 
+EXPERTS: dict[str, Callable[[np.random.Generator], Expert]] = {"lift": LiftExpert}
+
+
 def make_expert(task: str, rng: np.random.Generator) -> Expert:
     """The expert of a task, for one episode.
 
     Raises:
         UnknownExpertError: the task has none.
     """
-    from diffpolicy_spec.envs.experts.lift import LiftExpert
-
-    experts = {"lift": LiftExpert}
-    if task not in experts:
-        raise UnknownExpertError(f"no scripted expert for task {task!r}; there is one for {', '.join(sorted(experts))}")
-    return experts[task](rng)
+    if task not in EXPERTS:
+        known = ", ".join(sorted(EXPERTS)) or "no task"
+        raise UnknownExpertError(f"no scripted expert for task {task!r}; there is one for {known}")
+    return EXPERTS[task](rng)

@@ -66,7 +66,7 @@ class LiftStyle:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> LiftStyle:
-        """A manner at random; always the same number of draws."""
+        """A manner at random."""
         bumped = rng.random() < 0.35
         angle, size, rise = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.045), rng.uniform(0.0, 0.02)
         return cls(
@@ -187,7 +187,7 @@ class LiftExpert:
         return goal, style.speed * slow * near
 
     def _misalignment(self) -> float:
-        """0 where the commanded fingers face the cube's sides, 1 from about 25 degrees off: it turns before it descends."""
+        """0 where the commanded fingers face the cube's sides, 1 from 0.46 rad off: it turns before it descends."""
         assert self._command is not None
         off = float(np.arccos(np.clip(self._command.matrix[:, 0] @ self._fingers, -1, 1)))
         return max(off - 0.06, 0.0) / 0.4
@@ -196,7 +196,7 @@ class LiftExpert:
         return self._grasp, 0.5 * self.style.speed
 
     def _lift(self, eef: Array, cube: Array) -> tuple[Array, float]:
-        return self._grasp + [*self.style.lift_drift, self.style.lift_height], self.style.lift_speed
+        return self._grasp + np.array([*self.style.lift_drift, self.style.lift_height]), self.style.lift_speed
 
 
 def _nearest_side(cube: Array, fingers: Array) -> Array:

@@ -68,7 +68,7 @@ class CommandedPose:
 
 
 class OrnsteinUhlenbeck:
-    """n <- n exp(-dt/tau) + std sqrt(1 - exp(-2 dt/tau)) w, w ~ N(0, I): standard deviation std, forgotten after tau s."""
+    """n <- n exp(-dt/tau) + std sqrt(1 - exp(-2 dt/tau)) w, w ~ N(0, I): deviation std, forgotten in about tau s."""
 
     def __init__(self, size: int, std: float, tau: float, dt: float, rng: np.random.Generator) -> None:
         self.keep = float(np.exp(-dt / tau))
