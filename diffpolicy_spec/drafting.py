@@ -72,9 +72,9 @@ class Picard:
 
         m = m_newest + Y' c + G (dx - S' c),   c = (S S' + ridge tr(S S') / h I)^-1 S dx
 
-    S: differences of up to h = `memory` older states of that step against the newest, Y those of their x0 (least-squares
-    secant); G: a calibrated gain. Rows never evaluated take their neighbour's m, plus G sigma xi of the last step. The
-    corrections are evaluated at the states of a draft made without them, then drafted again, `sweeps` times.
+    S: differences of up to h = `memory` older states of that step against the newest, Y those of their x0 (a least-
+    squares secant); G: a calibrated gain. Rows never evaluated take their neighbour's m, plus G sigma xi of the last
+    step. The corrections are evaluated at the states of a draft made without them, then drafted again, `sweeps` times.
     The first round drafts from the prior plan around its mean states, x = sqrt(abar) m.
 
     Attributes:

@@ -72,7 +72,7 @@ def sample_speculative(
         drafter: how x0 is drafted; default `Picard()`.
         window: rows a round evaluates per chain, a number or (K,) numbers by the step the round starts at.
         warm_start: (B, Tp, Da) x0 to draft the first round with, such as the previous plan shifted by the executed
-            steps. NaN rows have none. It may be anything that does not depend on `noise`: it moves the cost, not the law.
+            steps. NaN rows have none. Anything that does not depend on `noise` moves the cost only, not the law.
 
     Raises:
         ScheduleError: a step before the last has no noise (DDIM with eta = 0): nothing to couple.
