@@ -205,13 +205,14 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     video = _choose_video(cfg["video"], notices)
     if cfg["plots"]:
         require("matplotlib", extra="eval", needed_by="plots=true")
-    require("robosuite", extra="sim", needed_by="dps-eval")
     from diffpolicy_spec.envs import make_env
 
     modes = ["rgb_array" if video and i == 0 else None for i in range(min(cfg["num_envs"], cfg["num_episodes"]))]
     task = cfg["task"]["name"]
     envs = tuple(make_env(task, action_repr=policy.config.action_repr, render_mode=mode) for mode in modes)
     video = video and _renders(envs[0], cfg["seed"], notices)
+    if len(envs) > 1:
+        notices.append(f"latencies are those of batched calls for up to {len(envs)} environments; num_envs=1 is one robot")
     if policy.config.task and policy.config.task != task:
         notices.append(f"the policy was trained on '{policy.config.task}', it runs on '{task}'")
     return Settings(

@@ -8,14 +8,12 @@ from diffpolicy_spec.eval.statistics import Summary
 
 __all__ = ["markdown_table", "report"]
 
-LEGEND = (
-    "exact: draws from the law of the full DDPM chain. success: with its 95 % Wilson interval. ms: latency of a policy "
-    "call. wall speed-up: median latency of the full DDPM chain in this run / this one.\n"
-    "calls, rows: sequential network calls and rows evaluated, mean of a chunk. accepted: drafted steps that passed "
-    "their test. algorithmic speed-up: steps of the full chain / calls.\n"
-    "outside network: share of the wall-clock. rejection waste: rows evaluated for drafts that were dropped. "
-    "-: not defined for this sampler or run."
-)
+LEGEND = """\
+exact: draws from the law of the full DDPM chain. success: with its 95 % Wilson interval. steps: of an episode, mean.
+ms: latency of a policy call. wall speed-up: median latency of the full DDPM chain in this run / this one.
+calls, rows: sequential network calls and rows evaluated, mean of a chunk. accepted: drafted steps that passed their
+test. algorithmic speed-up: steps of the full chain / calls. outside network: share of the wall-clock.
+rejection waste: rows evaluated for drafts that were dropped. -: not defined for this sampler or run."""
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -57,8 +55,8 @@ def report(summaries: Mapping[str, Summary], exact: Mapping[str, bool]) -> str:
         times = (latency.p50, latency.p95, latency.p99, latency.max) if latency else (None,) * 4
         outcome.append(
             [
-                name, "yes" if exact[name] else "no", _success(s), str(s.chunks), *(_number(t, ".1f") for t in times),
-                _times(s.wall_clock_speedup),
+                name, "yes" if exact[name] else "no", _success(s), _number(s.steps_mean, ".0f"), str(s.chunks),
+                *(_number(t, ".1f") for t in times), _times(s.wall_clock_speedup),
             ]
         )
         cost.append(
@@ -67,6 +65,6 @@ def report(summaries: Mapping[str, Summary], exact: Mapping[str, bool]) -> str:
                 _times(s.algorithmic_speedup), _percent(s.overhead), _percent(s.rejection_waste),
             ]
         )
-    first = ["sampler", "exact", "success", "chunks", "p50 ms", "p95 ms", "p99 ms", "max ms", "wall speed-up"]
+    first = ["sampler", "exact", "success", "steps", "chunks", "p50 ms", "p95 ms", "p99 ms", "max ms", "wall speed-up"]
     second = ["sampler", "calls", "rows", "accepted", "algorithmic speed-up", "outside network", "rejection waste"]
     return "\n\n".join([markdown_table(first, outcome), markdown_table(second, cost), LEGEND])
