@@ -1,0 +1,163 @@
+"""Learning rate, averaged weights, batches, objective, loss curves, normaliser."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_policy import OBS_DIMS, SCHEDULER, tiny_config
+
+from diffpolicy_spec.data import Episode
+from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits
+from diffpolicy_spec.schedule import training_abar
+from diffpolicy_spec.training import TrainConfig
+from diffpolicy_spec.training.batches import Batches, normalize_sequences
+from diffpolicy_spec.training.curves import append_record, plot_curves, read_records, truncate_records
+from diffpolicy_spec.training.loop import fit_normalizer
+from diffpolicy_spec.training.objective import add_noise, prediction_target
+from diffpolicy_spec.training.optim import Ema, cosine_lr
+
+
+def test_learning_rate():
+    lr = [cosine_lr(step, peak=2.0, warmup_steps=10, max_steps=110) for step in range(110)]
+    np.testing.assert_allclose(lr[:10], 2.0 * np.arange(1, 11) / 11)
+    assert lr[10] == 2.0
+    assert lr[60] == pytest.approx(1.0)
+    assert lr[109] == pytest.approx(1.0 + math.cos(math.pi * 0.99))
+    assert all(a > b for a, b in itertools.pairwise(lr[10:]))
+    assert cosine_lr(0, peak=2.0, warmup_steps=0, max_steps=5) == 2.0
+
+
+def test_averaged_weights():
+    parameters = [torch.zeros(3), torch.zeros(2, 2)]
+    ema = Ema(parameters, power=0.75, max_decay=0.9)
+    expected = 0.0
+    for step in range(200):
+        for p in parameters:
+            p.fill_(float(step))
+        decay = 0.0 if step == 0 else min(0.9, 1 - (1 + step) ** -0.75)
+        expected = decay * expected + (1 - decay) * step
+        ema.update(parameters, step)
+    assert ema.decay(1) == pytest.approx(1 - 2**-0.75)
+    assert ema.decay(10**6) == 0.9
+    for average, p in zip(ema.average, parameters, strict=True):
+        assert average.shape == p.shape
+        torch.testing.assert_close(average, torch.full_like(p, expected))
+
+
+def batches(seed=0, count=50, size=8):
+    rows = torch.arange(count, dtype=torch.float32)
+    return Batches(
+        rows[:, None].repeat(1, 3), rows[:, None, None].repeat(1, 4, 2), batch_size=size, num_timesteps=100, seed=seed
+    )
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    run, again = batches(), batches()
+    for step in range(20):
+        run.at(step)
+    for step in (13, 3, 19):  # in any order, as after a resume
+        for name in ("condition", "x0", "noise", "t"):
+            assert torch.equal(getattr(run.at(step), name), getattr(again.at(step), name))
+    assert not torch.equal(run.at(3).noise, run.at(4).noise)
+    assert not torch.equal(batches(seed=1).at(3).noise, run.at(3).noise)
+
+
+def test_an_epoch_visits_every_sequence_once():
+    run = batches(count=48)
+    assert run.steps_per_epoch == 6
+    orders = [torch.cat([run.at(epoch * 6 + i).condition[:, 0] for i in range(6)]) for epoch in range(2)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(48))
+    assert not torch.equal(orders[0], orders[1])
+    batch = run.at(0)
+    assert torch.equal(batch.condition[:, 0], batch.x0[:, 0, 0])  # rows stay together
+
+
+def test_fewer_sequences_than_a_batch():
+    assert sorted(batches(count=5).at(17).condition[:, 0].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_validation_batches_are_the_same_every_time():
+    first, second = batches().evenly(10, 4), batches().evenly(10, 4)
+    assert [len(b.t) for b in first] == [4, 4, 2]
+    assert first[0].condition[0, 0] == 0
+    assert first[-1].condition[-1, 0] == 49
+    assert all(torch.equal(a.noise, b.noise) and torch.equal(a.t, b.t) for a, b in zip(first, second, strict=True))
+    assert sum(len(b.t) for b in batches().evenly(1000, 16)) == 50
+
+
+def test_noise_and_targets_are_those_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "_class_name"})
+    x0, noise, t = torch.randn(100, 16, 10), torch.randn(100, 16, 10), torch.arange(100)
+    abar = torch.from_numpy(training_abar(SCHEDULER)).float()
+    torch.testing.assert_close(add_noise(x0, noise, t, abar), scheduler.add_noise(x0, noise, t), rtol=1e-4, atol=1e-5)
+    velocity = prediction_target(x0, noise, t, abar, "v_prediction")
+    torch.testing.assert_close(velocity, scheduler.get_velocity(x0, noise, t), rtol=1e-4, atol=1e-5)
+    assert prediction_target(x0, noise, t, abar, "epsilon") is noise
+    assert prediction_target(x0, noise, t, abar, "sample") is x0
+    with pytest.raises(ValueError, match="epsilon, sample or v_prediction"):
+        prediction_target(x0, noise, t, abar, "score")
+
+
+def test_sequences_are_normalised_key_by_key():
+    from diffpolicy_spec.data import Sequences
+
+    rng = np.random.default_rng(0)
+    dims = {"b": 2, "a": 1}
+    normalizer = LinearNormalizer(
+        {key: fit_limits(rng.normal(size=(9, d))) for key, d in {**dims, "action": 3}.items()}
+    )
+    data = Sequences(torch.randn(4, 2, 3), torch.randn(4, 16, 3))
+    condition, x0 = normalize_sequences(data, dims, normalizer)
+    assert condition.shape == (4, 6)
+    torch.testing.assert_close(condition[:, 3:5], normalizer.normalize("b", data.obs[:, 1, :2]))
+    torch.testing.assert_close(condition[:, 2:3], normalizer.normalize("a", data.obs[:, 0, 2:]))
+    torch.testing.assert_close(x0, normalizer.normalize("action", data.actions))
+
+
+def test_rotations_of_actions_are_not_scaled():
+    rng = np.random.default_rng(0)
+    obs = {key: rng.normal(size=(30, d)).astype(np.float32) for key, d in OBS_DIMS.items()}
+    actions = rng.uniform(0.1, 0.4, size=(30, 10)).astype(np.float32)
+    fields = fit_normalizer([Episode("demo_0", obs, actions)], tiny_config()).fields("action")
+    assert fields["scale"][3:9].tolist() == [1.0] * 6
+    assert fields["offset"][3:9].tolist() == [0.0] * 6
+    normalized = torch.from_numpy(actions) * fields["scale"] + fields["offset"]
+    for column in (0, 1, 2, 9):
+        assert normalized[:, column].amin() == pytest.approx(-1, abs=1e-5)
+        assert normalized[:, column].amax() == pytest.approx(1, abs=1e-5)
+    two_arms = fit_normalizer(
+        [Episode("demo_0", obs, np.tile(actions, (1, 2)))], tiny_config(action_dim=20)
+    ).fields("action")
+    assert (two_arms["scale"] == 1).nonzero().flatten().tolist() == [*range(3, 9), *range(13, 19)]
+
+
+def test_curves(tmp_path):
+    path = tmp_path / "loss.jsonl"
+    assert read_records(path) == []
+    for step in (10, 20, 30):
+        append_record(path, {"step": step, "train_loss": 1.0 / step, "val_loss": 0.5 if step == 20 else None})
+    path.write_text(path.read_text() + '{"step": 40, "trai')  # cut off by a kill
+    assert [r["step"] for r in read_records(path)] == [10, 20, 30]
+    truncate_records(path, 20)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+    plot_curves(read_records(path), tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": 0}, "max_steps must be positive"),
+        ({"warmup_steps": 500, "max_steps": 500}, r"warmup_steps must be in \[0, max_steps\)"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"epochs": 3}, "unknown epochs"),
+    ],
+)
+def test_settings_that_do_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_dict(changes)
