@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffpolicy_spec.configs import __file__ as configs_file
 from safetensors.torch import load_file
 from tiny_dataset import write_dataset
 
 from diffpolicy_spec.checkpoints import load_policy
+from diffpolicy_spec.configs import __file__ as configs_file
 from diffpolicy_spec.schedule import ScheduleError
 from diffpolicy_spec.training import TrainingError
 from diffpolicy_spec.training.cli import run
