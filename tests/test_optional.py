@@ -9,7 +9,8 @@ import pytest
 
 from diffpolicy_spec.optional import require
 
-HEAVY = ("robosuite", "mujoco", "gymnasium", "h5py", "zarr", "hydra", "omegaconf", "diffusers", "matplotlib")  # torch itself imports tqdm
+# Not tqdm: torch itself imports it.
+HEAVY = ("robosuite", "mujoco", "gymnasium", "h5py", "zarr", "hydra", "omegaconf", "diffusers", "matplotlib")
 
 
 def test_require():
