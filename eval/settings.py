@@ -212,7 +212,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     envs = tuple(make_env(task, action_repr=policy.config.action_repr, render_mode=mode) for mode in modes)
     video = video and _renders(envs[0], cfg["seed"], notices)
     if len(envs) > 1:
-        notices.append(f"latencies are of batched calls for up to {len(envs)} environments; use num_envs=1 for one robot's")
+        notices.append(f"latencies are of batched calls for up to {len(envs)} environments; num_envs=1 is one robot")
     if policy.config.task and policy.config.task != task:
         notices.append(f"the policy was trained on '{policy.config.task}', it runs on '{task}'")
     return Settings(
