@@ -126,5 +126,5 @@ def make_drafter(options: Mapping[str, Any], schedule: Schedule, gains: Gains | 
     if wanted is True and usable is None:
         raise ValueError("gain=true, but the checkpoint has no gains for this schedule: calibrate it, or gain=auto")
     use = usable if wanted is not False else None
-    given = {key: options[key] for key in ("memory", "ridge", "sweeps") if key in options}
+    given = {key: options[key] for key in ("memory", "ridge", "sweeps") if options.get(key) is not None}
     return Picard(gains=use, **({"memory": 1 if use is not None else 3} | given))
