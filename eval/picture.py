@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffpolicy_spec.eval.plots import _plain_log_axis, _save, colours, figure
+from diffpolicy_spec.eval.plots import plain_log_axis, save, colours, figure
 
 __all__ = ["draw_picture", "main"]
 
@@ -52,7 +52,7 @@ def draw_picture(log: Mapping[str, Any], path: Path) -> None:
                 color=colour[name], markerfacecolor=colour[name] if section["exact"] else "white", label=name,
             )  # fmt: skip
         ax.set_xscale("log")
-        _plain_log_axis(ax.xaxis)
+        plain_log_axis(ax.xaxis)
         ax.margins(x=0.15)
         ax.set_xlabel(label)
         ax.grid(alpha=0.25)
@@ -60,7 +60,7 @@ def draw_picture(log: Mapping[str, Any], path: Path) -> None:
     axes[0].set_ylim(None, 103)
     axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title="filled: exact", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(fig, path)
+    save(fig, path)
 
 
 def main() -> None:

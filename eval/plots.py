@@ -11,7 +11,9 @@ import numpy as np
 from diffpolicy_spec.eval.statistics import Summary
 from diffpolicy_spec.optional import require
 
-__all__ = ["colours", "draw_plots", "figure", "plot_acceptance", "plot_latency", "plot_time_split"]
+__all__ = [
+    "colours", "draw_plots", "figure", "plain_log_axis", "plot_acceptance", "plot_latency", "plot_time_split", "save",
+]  # fmt: skip
 
 # Okabe and Ito's palette: distinguishable with the common colour blindnesses.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999933")
@@ -35,14 +37,15 @@ def figure(width: float, height: float, columns: int = 1, **kwargs: Any) -> tupl
     return fig, axes
 
 
-def _save(fig: Any, path: Path) -> None:
+def save(fig: Any, path: Path) -> None:
+    """Write a figure (png, svg, ... by the suffix) and forget it."""
     import matplotlib.pyplot as plt
 
     fig.savefig(path, dpi=150)
     plt.close(fig)
 
 
-def _plain_log_axis(axis: Any) -> None:
+def plain_log_axis(axis: Any) -> None:
     """Ticks such as 5, 10, 20, 50 instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -63,13 +66,13 @@ def plot_latency(latencies_ms: Mapping[str, np.ndarray], path: Path) -> None:
             label=f"{name}  (median {np.median(ordered):.3g} ms)",
         )  # fmt: skip
     ax.set_xscale("log")
-    _plain_log_axis(ax.xaxis)
+    plain_log_axis(ax.xaxis)
     ax.set_xlabel("latency of a policy call (ms, log scale)")
     ax.set_ylabel("share of calls at or below")
     ax.set_ylim(0, 1.02)
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    _save(fig, path)
+    save(fig, path)
 
 
 def plot_acceptance(summaries: Mapping[str, Summary], path: Path) -> None:
@@ -94,7 +97,7 @@ def plot_acceptance(summaries: Mapping[str, Summary], path: Path) -> None:
     ax.set_ylim(-2, 102)
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize=9)
-    _save(fig, path)
+    save(fig, path)
 
 
 def plot_time_split(summaries: Mapping[str, Summary], path: Path) -> None:
@@ -115,7 +118,7 @@ def plot_time_split(summaries: Mapping[str, Summary], path: Path) -> None:
     ax.set_xlim(0, 1.35 * left.max())
     ax.set_xlabel("mean time of a policy call (ms)")
     ax.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
-    _save(fig, path)
+    save(fig, path)
 
 
 def draw_plots(summaries: Mapping[str, Summary], latencies_ms: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
