@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffpolicy_spec.eval.plots import plain_log_axis, save, colours, figure
+from diffpolicy_spec.eval.plots import colours, figure, plain_log_axis, save
 
 __all__ = ["draw_picture", "main"]
 
