@@ -26,13 +26,15 @@ from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 from diffpolicy_spec.schedule import Schedule, ScheduleError
 
-__all__ = ["FORMAT", "VERSION", "load_native", "read_config", "save_policy", "save_speculation"]
+__all__ = ["FORMAT", "STORAGE_DTYPES", "VERSION", "load_native", "read_config", "save_policy", "save_speculation"]
 
 FORMAT = "diffpolicy_spec.policy"
 VERSION = 1
 
 CONFIG, MODEL, SPECULATION = "config.json", "model.safetensors", "speculation.safetensors"
 _STORAGE = {"float32": torch.float32, "float16": torch.float16}
+STORAGE_DTYPES = tuple(_STORAGE)
+"""What the network's weights may be stored as."""
 
 
 def save_policy(

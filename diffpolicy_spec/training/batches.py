@@ -1,4 +1,4 @@
-"""What the network sees at a step: a function of (seed, step) alone.
+"""From episodes to what the network sees at a step, which is a function of (seed, step) alone.
 
 Nothing about the order of the data, the timesteps or the noise has to be saved to continue a run exactly: step n draws
 the same numbers whether the run got there in one go or was killed on the way.
@@ -6,16 +6,19 @@ the same numbers whether the run got there in one go or was killed on the way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy_spec.data.episodes import Episode, stack_actions, stack_obs
 from diffpolicy_spec.data.sequences import Sequences
-from diffpolicy_spec.policies.normalizer import LinearNormalizer
+from diffpolicy_spec.policies.config import PolicyConfig
+from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits, identity_columns
 
-__all__ = ["Batch", "Batches", "normalize_sequences"]
+__all__ = ["Batch", "Batches", "fit_normalizer", "normalize_sequences"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,18 @@ class Batch:
     x0: Tensor
     noise: Tensor
     t: Tensor
+
+
+def fit_normalizer(episodes: Sequence[Episode], config: PolicyConfig) -> LinearNormalizer:
+    """Limits to [-1, 1] for every key; the rotation columns of absolute_rot6d actions stay as they are.
+
+    Those are rows of rotation matrices: within [-1, 1] already, and scaling them one by one would skew them.
+    """
+    params = {key: fit_limits(stack_obs(episodes, key)) for key in config.obs_dims}
+    action = fit_limits(stack_actions(episodes))
+    if config.action_repr == "absolute_rot6d":
+        action = identity_columns(action, [10 * arm + i for arm in range(config.action_dim // 10) for i in range(3, 9)])
+    return LinearNormalizer({**params, "action": action})
 
 
 def normalize_sequences(

@@ -13,9 +13,8 @@ from diffpolicy_spec.data import Episode
 from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits
 from diffpolicy_spec.schedule import training_abar
 from diffpolicy_spec.training import TrainConfig
-from diffpolicy_spec.training.batches import Batches, normalize_sequences
+from diffpolicy_spec.training.batches import Batches, fit_normalizer, normalize_sequences
 from diffpolicy_spec.training.curves import append_record, plot_curves, read_records, truncate_records
-from diffpolicy_spec.training.loop import fit_normalizer
 from diffpolicy_spec.training.objective import add_noise, prediction_target
 from diffpolicy_spec.training.optim import Ema, cosine_lr
 
