@@ -26,6 +26,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def truncate_records(path: Path, step: int) -> None:
     """Drop what lies after `step`: a resumed run writes it again."""
+    if not path.exists():
+        return
     kept = [record for record in read_records(path) if record["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
