@@ -22,18 +22,20 @@ def shipped_names() -> list[str]:
 
 
 def resolve(path_or_name: str | Path) -> Path:
-    """The folder meant: a shipped name where there is no such path.
+    """The folder meant: a shipped policy's by its name, otherwise the path itself.
 
     Raises:
         CheckpointError: neither; the message lists the shipped names.
     """
-    path = Path(path_or_name)
-    # A bare name means the shipped policy even if the working directory has a folder called the same.
-    if isinstance(path_or_name, str) and path_or_name in shipped_names():
+    path, names = Path(path_or_name), shipped_names()
+    # A bare name means the shipped policy even if the working directory has a folder called the same; a Path does not.
+    if isinstance(path_or_name, str) and path_or_name in names:
         return SHIPPED / path_or_name
     if path.exists():
         return path
-    shipped = ", ".join(shipped_names()) or "none"
+    if str(path) in names:
+        return SHIPPED / path
+    shipped = ", ".join(names) or "none"
     raise CheckpointError(f"'{path_or_name}' is neither an existing path nor a shipped policy (shipped: {shipped})")
 
 
