@@ -68,7 +68,8 @@ def train(
     if saved is not None:
         run.restore(saved)
     truncate_records(output / CURVE, run.step)
-    where_from = {**run.identity, **(provenance or {})}
+    # Policy and scheduler have their own sections in a checkpoint.
+    where_from = {"settings": run.identity["settings"], "data": run.identity["data"], **(provenance or {})}
     bar = require("tqdm", extra="train", needed_by="training").tqdm(
         total=train_config.max_steps,
         initial=run.step,
