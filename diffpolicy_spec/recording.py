@@ -29,20 +29,27 @@ class Recorder:
         self._rounds: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         self._begin = self._mark = self._now()
 
-    def predict_x0(self, x: Tensor, k: Tensor, chain: Tensor) -> Tensor:
-        """m at rows x: (N, D), steps k: (N,), of chains chain: (N,); one network call. (N, D) float32.
+    def call(self, rows: Tensor, k: Tensor, chain: Tensor) -> Tensor:
+        """One network call: the prediction (N, Tp, Da) at rows of that shape, steps k: (N,), chains chain: (N,).
 
         Raises:
             ValueError: the network's output has another shape than its input.
-            FloatingPointError: the network returned NaN or infinite values.
         """
-        rows = x.view(-1, *self._shape[1:])
         self._lap("draft")
         prediction = self._denoise(rows, self._schedule.on(self._device).timesteps[k], chain)
         self._lap("network")
         if prediction.shape != rows.shape:
             raise ValueError(f"denoise returned {tuple(prediction.shape)} for rows {tuple(rows.shape)}")
-        m = self._schedule.predict_x0(prediction, rows, k)
+        return prediction
+
+    def predict_x0(self, x: Tensor, k: Tensor, chain: Tensor) -> Tensor:
+        """m at rows x: (N, D), by one `call`. (N, D) float32.
+
+        Raises:
+            FloatingPointError: the network returned NaN or infinite values.
+        """
+        rows = x.view(-1, *self._shape[1:])
+        m = self._schedule.predict_x0(self.call(rows, k, chain), rows, k)
         if not torch.isfinite(m).all():
             bad = self._schedule.timesteps.to(k.device)[k[~torch.isfinite(m).flatten(1).all(1)]].unique().tolist()
             raise FloatingPointError(f"denoise returned NaN or infinite values at timesteps {bad}")

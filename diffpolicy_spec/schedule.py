@@ -292,14 +292,14 @@ def _spaced_timesteps(config: Mapping[str, Any], n: int, n_train: int) -> np.nda
     """(n,) int64 timesteps, largest first (arXiv 2305.08891, Table 2)."""
     spacing = config["timestep_spacing"]
     if spacing == "linspace":
-        steps = np.linspace(0, n_train - 1, n).round()[::-1]
+        spaced = np.linspace(0, n_train - 1, n).round()[::-1]
     elif spacing == "leading":
-        steps = np.arange(n)[::-1] * (n_train // n) + int(config["steps_offset"])
+        spaced = np.arange(n, dtype=np.float64)[::-1] * (n_train // n) + int(config["steps_offset"])
     elif spacing == "trailing":
-        steps = np.round(np.arange(n_train, 0, -n_train / n)) - 1
+        spaced = np.round(np.arange(n_train, 0, -n_train / n)) - 1
     else:
         raise ScheduleError(f"timestep_spacing {spacing!r} is not supported; use leading, trailing or linspace")
-    steps = steps.astype(np.int64)
+    steps = spaced.astype(np.int64)
     if steps[0] >= n_train or steps[-1] < 0:
         raise ScheduleError(f"steps_offset {config['steps_offset']} moves timesteps out of 0 ... {n_train - 1}")
     return steps
