@@ -29,11 +29,11 @@ def calibrate(
     device: torch.device | str = "cpu",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Gains:
-    """Fit G_k ~ E[d x0_k / d x] by ridge regression over sequential chains of the policy.
+    """Fit G_k ~ E[d x0_k / d x]' by ridge regression over sequential chains of the policy.
 
     The states x of each step k are perturbed by dx = scale sigma_k z, z ~ N(0, I), the size of what a draft is off by:
 
-        G_k = (sum dm dx') (sum dx dx' + ridge n scale^2 sigma_k^2 I)^-1,   dm = x0(x + dx) - x0(x)
+        G_k = (sum dx' dx + ridge n scale^2 sigma_k^2 I)^-1 (sum dx' dm),   dm = x0(x + dx) - x0(x), rows
 
     Gains cannot harm exactness; poor ones cost acceptance.
 
@@ -65,6 +65,6 @@ def calibrate(
         dx = step * torch.randn((perturbations * B, D), generator=generator, device=source).to(x)
         dm = x0(x.repeat(perturbations, 1) + dx, k) - m.repeat(perturbations, 1)
         penalty = ridge * len(dx) * step**2 * torch.eye(D, device=x.device)
-        G[k] = torch.linalg.solve(dx.T @ dx + penalty, dx.T @ dm).T
+        G[k] = torch.linalg.solve(dx.T @ dx + penalty, dx.T @ dm)
         x = tables.A[k] * m + tables.B[k] * x + tables.sigma[k] * noise.steps[k].flatten(1)
     return Gains(G=G, timesteps=schedule.timesteps.clone())

@@ -19,7 +19,7 @@ class Gains:
     """G_k ~ E[d x0_k / d x], fitted once per checkpoint by `calibrate`.
 
     Attributes:
-        G: (K, D, D) float32, D = Tp Da; x0 moves by G_k dx (rows: outputs).
+        G: (K, D, D) float32, D = Tp Da; x0 moves by dx @ G_k (rows: inputs: the product streams through memory).
         timesteps: (K,) long, the timesteps they were fitted for.
     """
 
@@ -39,7 +39,7 @@ class Gains:
             )
 
     def apply(self, window: Window, dx: Tensor) -> Tensor:
-        """G_k dx for each row. dx: (b, N, D) -> (b, N, D).
+        """dx @ G_k for each row. dx: (b, N, D) -> (b, N, D).
 
         The matrices are read in place: one chain's rows are a slice of G; the rows of several are laid out by step.
         """
@@ -47,12 +47,12 @@ class Gains:
         low = int(window.start.min())
         high = min(int(window.start.max()) + n, self.G.shape[0])
         if b == 1:
-            return torch.bmm(self.G[low : low + n], dx[0].unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+            return torch.bmm(dx.transpose(0, 1), self.G[low:high]).transpose(0, 1)
         rows = high - low
         row, chain = window.steps - low, torch.arange(b, device=dx.device)[:, None].expand(b, n)
-        by_step = dx.new_zeros(rows + 1, D, b)
-        by_step[torch.where(window.valid, row, rows), :, chain] = dx  # padding goes to a row of its own
-        return torch.bmm(self.G[low:high], by_step[:rows])[row.clamp(max=rows - 1), :, chain]
+        by_step = dx.new_zeros(rows + 1, b, D)
+        by_step[torch.where(window.valid, row, rows), chain] = dx  # padding goes to a row of its own
+        return torch.bmm(by_step[:rows], self.G[low:high])[row.clamp(max=rows - 1), chain]
 
     def to(self, device: torch.device | str) -> Gains:
         """The gains on another device."""
