@@ -108,7 +108,7 @@ def main() -> None:
         "sampler": "DDPM-100 (precomputed tables)", "window": 1, "ms_per_round_p50": statistics.median(sequential),
         "ms_per_round_p95": statistics.quantiles(sequential, n=20)[-1], "chunk_ms_p50": statistics.median(totals),
     })  # fmt: skip
-    out = ["| sampler | window | overhead ms a round p50 | p95 | share of the chunk | MiB, one chain | MiB, each more |",
+    out = ["| sampler | window | overhead ms a round p50 | p95 | share of the chunk | MiB, one chain | each more |",
            "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for r in rows:
         share = f"{100 * r['share_p50']:.0f} %" if "share_p50" in r else "-"

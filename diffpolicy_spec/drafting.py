@@ -123,18 +123,19 @@ class _Frozen:
 
 
 class _PicardTable:
-    """The last evaluations (x, m) of every step of every chain, in rings of `memory` + 1 slots."""
+    """The last evaluations, pairs (x, m), of every step of every chain, in rings of `memory` + 1 slots."""
 
     def __init__(self, options: Picard, tables: StepTables, prior: Tensor) -> None:
         self._options, self._tables = options, tables
         (B, D), K, self._slots = prior.shape, tables.sigma.shape[0], options.memory + 1
-        self._x, self._m = prior.new_zeros(2, B, K, self._slots, D)
+        self._seen = prior.new_zeros(B, K, self._slots, 2, D)
         # The prior stands in for an evaluation of every step until the first round has been seen.
-        self._m[:, :, 0] = prior[:, None]
-        self._x[:, :, 0] = tables.abar.sqrt()[:, None] * prior[:, None]
+        self._seen[:, :, 0, 0] = tables.abar.sqrt()[:, None] * prior[:, None]
+        self._seen[:, :, 0, 1] = prior[:, None]
         self._count = torch.ones(B, K, dtype=torch.long, device=prior.device)
         self._frontier = torch.full((B,), K, dtype=torch.long, device=prior.device)
-        self._unseen = torch.ones(B, dtype=torch.bool, device=prior.device)
+        self._older = torch.arange(2, self._slots + 1, device=prior.device)
+        self._first = True
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         return wanted
@@ -144,11 +145,14 @@ class _PicardTable:
         chain, frontier = window.chain[:, None], self._frontier[window.chain, None]
         source = torch.minimum(window.steps, frontier - 1)  # rows never evaluated: their neighbour's
         count = self._count[chain, source]
-        newest = (count - 1) % self._slots
-        m0, x0 = self._m[chain, source, newest], self._x[chain, source, newest]
+        newest = self._seen[chain, source, (count - 1) % self._slots]
+        x0, m0 = newest.unbind(2)
         gains, secant = self._options.gains, None
         if self._options.memory:
-            secant = _Secant(self._x[chain, source], self._m[chain, source], x0, m0, count, self._options.ridge)
+            slot = (count.unsqueeze(-1) - self._older) % self._slots
+            older = self._seen[chain.unsqueeze(-1), source.unsqueeze(-1), slot]
+            used = count.unsqueeze(-1) >= self._older
+            secant = _Secant(older - newest.unsqueeze(2), used, self._options.ridge)
         if gains is None and secant is None:
             return Draft(m=m0, x=response.states(m0))
 
@@ -176,18 +180,16 @@ class _PicardTable:
         return torch.cat([(x - A * m0 - B * x0).unsqueeze(1), drafted], dim=1)
 
     def observe(self, window: Window, draft: Draft, m: Tensor, outcome: Outcome) -> None:
-        unseen = self._unseen[window.chain]
-        if bool(unseen.any()):
-            first = window.chain[unseen]
-            self._count[first], self._frontier[first], self._unseen[first] = 0, 0, False
-        chain, steps = window.chain[:, None].expand_as(window.steps), window.steps
-        x = draft.x
+        if self._first:  # all chains start together: forget the prior
+            self._count.zero_()
+            self._frontier.zero_()
+            self._first = False
+        chain, steps, seen = window.chain[:, None].expand_as(window.steps), window.steps, torch.stack([draft.x, m], 2)
         if not window.full:
-            chain, steps, x, m = (value[window.valid] for value in (chain, steps, x, m))
-        slot = self._count[chain, steps] % self._slots
-        self._x[chain, steps, slot] = x
-        self._m[chain, steps, slot] = m
-        self._count[chain, steps] += 1
+            chain, steps, seen = chain[window.valid], steps[window.valid], seen[window.valid]
+        count = self._count[chain, steps]
+        self._seen[chain, steps, count % self._slots] = seen
+        self._count[chain, steps] = count + 1
         ends = window.start + window.sizes
         self._frontier[window.chain] = torch.maximum(self._frontier[window.chain], ends)
 
@@ -195,21 +197,19 @@ class _PicardTable:
 class _Secant:
     """Least-squares secants through the evaluations of each row's step, and what they leave unexplained."""
 
-    def __init__(self, xs: Tensor, ms: Tensor, x0: Tensor, m0: Tensor, count: Tensor, ridge: float) -> None:
-        """xs, ms: (b, N, H, D) the rings; x0, m0: (b, N, D) their newest; count: (b, N) evaluations so far."""
-        slots = xs.shape[2]
-        used = (torch.arange(slots, device=xs.device) < count.unsqueeze(-1)).unsqueeze(-1)
-        self._S = torch.where(used, xs - x0.unsqueeze(2), 0.0)
-        self._Y = torch.where(used, ms - m0.unsqueeze(2), 0.0)
+    def __init__(self, differences: Tensor, used: Tensor, ridge: float) -> None:
+        """differences: (b, N, h, 2, D) older pairs (x, m) minus the newest; used: (b, N, h), which there are."""
+        self._differences = torch.where(used[..., None, None], differences, 0.0)
+        self._S = self._differences[..., 0, :]
         gram = self._S @ self._S.transpose(-1, -2)
-        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-        used_differences = (count - 1).clamp(1, slots - 1)
-        # Rings hold the newest itself (difference 0) and empty slots: their rows are 0 and stay 0 in c.
-        penalty = (ridge * trace / used_differences).clamp(min=1e-20)
-        eye = torch.eye(slots, device=xs.device)
-        self._inverse = torch.linalg.inv(gram + penalty[..., None, None] * eye)
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        # Empty slots are rows of 0 and stay 0 in c; the floor keeps their inverse finite.
+        penalty = ridge * diagonal.sum(-1, keepdim=True) / used.sum(-1, keepdim=True).clamp(min=1)
+        diagonal += penalty.clamp(min=1e-20)
+        self._inverse = 1 / gram if gram.shape[-1] == 1 else torch.linalg.inv(gram)
 
     def predict(self, dx: Tensor) -> tuple[Tensor, Tensor]:
         """(Y' c, dx - S' c), each (b, N, D)."""
-        c = self._inverse @ (self._S @ dx.unsqueeze(-1))
-        return (self._Y.transpose(-1, -2) @ c).squeeze(-1), dx - (self._S.transpose(-1, -2) @ c).squeeze(-1)
+        c = (dx.unsqueeze(2) @ self._S.transpose(-1, -2)) @ self._inverse
+        along, dm = (c @ self._differences.flatten(3)).squeeze(2).chunk(2, dim=-1)
+        return dm, dx - along
