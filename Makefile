@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint constraints clean
+.PHONY: demo test test-slow tables lint constraints clean
 
 demo: .venv/.installed
 	$(BIN)/dps-eval --config-name demo
@@ -15,6 +15,10 @@ test: .venv/.installed
 
 test-slow: .venv/.installed
 	$(BIN)/pytest -n 2 -m slow
+
+# Copies the stored results of the commands that README names into README.
+tables: .venv/.installed
+	$(BIN)/python benchmarks/readme.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check . && $(BIN)/mypy
