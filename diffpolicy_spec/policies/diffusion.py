@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from diffpolicy_spec.policies.observations import ObservationEncoder
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
 from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
 from diffpolicy_spec.samplers import bind as bind_sampler
+from diffpolicy_spec.sampling import Denoise
 from diffpolicy_spec.stats import Sample
 
 __all__ = ["DiffusionPolicy", "PolicyOutput", "build_network"]
-
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,6 @@ class DiffusionPolicy:
 
     Raises:
         NormalizationError: statistics are missing or have the wrong number of dimensions.
-        ScheduleError: the scheduler config is not supported.
     """
 
     def __init__(
@@ -92,8 +90,10 @@ class DiffusionPolicy:
         self._place(normalizer)
 
     def _place(self, normalizer: LinearNormalizer) -> None:
-        """What depends on the device: the normaliser, the encoder and the bound samplers."""
+        """What depends on the device: the normaliser, the encoder, what is stored for speculation, bound samplers."""
         self.normalizer = normalizer.to(self.device)
+        if self.speculation is not None:
+            self.speculation = {name: value.to(self.device) for name, value in self.speculation.items()}
         self._encoder = ObservationEncoder(self.config, self.normalizer)
         self._bound: dict[str, BoundSampler] = {}
 
@@ -114,7 +114,12 @@ class DiffusionPolicy:
         return self
 
     def bind(self, config: SamplerConfig | None = None) -> BoundSampler:
-        """A sampler for this policy's chain, made once per config; None: the default, exact speculative one."""
+        """A sampler for this policy's chain, made once per config; None: the default, exact speculative one.
+
+        Raises:
+            ScheduleError: the scheduler config is not supported, or the chain cannot be sampled as asked.
+            ValueError: gains are asked for and there are none for this chain.
+        """
         config = SamplerConfig(method="speculative") if config is None else config
         # Options may hold lists, which do not hash; their text does.
         key = repr(config)
@@ -136,7 +141,7 @@ class DiffusionPolicy:
         """
         return self._encoder(obs)
 
-    def denoiser(self, condition: Tensor) -> Denoiser:
+    def denoiser(self, condition: Tensor) -> Denoise:
         """The network under a condition (B, To * Do): denoise(x: (N, T, Da), t: (N,), chain: (N,)) -> (N, T, Da)."""
         network = self.network
 
@@ -173,10 +178,10 @@ class DiffusionPolicy:
         sampler = self.bind() if sampler is None else sampler
         shape = (condition.shape[0], self.config.horizon, self.config.action_dim)
         warm_start = None if previous_plan is None else self._shift(previous_plan, shape)
-        start = noise if isinstance(noise, Tensor) else None
+        start = noise.start if isinstance(noise, Noise) else noise
         if start is not None and tuple(start.shape) != shape:
             raise ValueError(f"noise must be (B, T, Da) = {shape}, got {tuple(start.shape)}")
-        if noise is None or start is not None:
+        if not isinstance(noise, Noise):
             drawn = draw_noise(shape, sampler.schedule, generator, device=self.device)
             noise = drawn if start is None else replace(drawn, start=start.to(drawn.start))
         # All noise is drawn; a generator of the whole batch is handed on for samplers that may need more.

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_policy import OBS_DIMS, tiny_obs, tiny_policy
 
+from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.noise import draw_noise
 from diffpolicy_spec.policies import NormalizationError, ObservationError
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
@@ -158,8 +159,18 @@ def test_observations_that_are_no_mapping(policy):
 def test_wrong_noise_and_plan(policy):
     with pytest.raises(ValueError, match=r"noise must be \(B, T, Da\) = \(3, 16, 10\), got \(1, 16, 10\)"):
         policy.predict_action(tiny_obs(), noise=torch.zeros(1, 16, 10))
+    with pytest.raises(ValueError, match=r"noise must be \(B, T, Da\) = \(3, 16, 10\), got \(1, 16, 10\)"):
+        policy.predict_action(tiny_obs(), noise=draw_noise((1, 16, 10), policy.bind().schedule))
     with pytest.raises(ValueError, match=r"previous_plan must be \(B, T, Da\) = \(3, 16, 10\), got \(3, 8, 10\)"):
         policy.predict_action(tiny_obs(), previous_plan=torch.zeros(3, 8, 10))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gains_move_with_the_policy():
+    stored = Gains(G=torch.zeros(100, 160, 160), timesteps=torch.arange(99, -1, -1)).state_dict()
+    policy = tiny_policy(speculation=stored).to("cuda")
+    assert policy.bind().drafter.gains.G.device.type == "cuda"
+    assert policy.predict_action(tiny_obs()).action.device.type == "cuda"
 
 
 def test_missing_statistics(policy):
