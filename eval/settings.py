@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.eval.video import offscreen_backend
 from diffpolicy_spec.optional import require
+from diffpolicy_spec.samplers import SamplerConfig
 
 __all__ = ["NamedSampler", "Settings", "known_samplers", "prepare", "resolve_samplers"]
 
@@ -39,8 +41,6 @@ class Settings:
     """A run of dps-eval, checked and ready.
 
     Attributes:
-        task: name of the task.
-        policy_name: what the user gave.
         policy: the loaded `DiffusionPolicy`.
         samplers: in the order in which they run.
         envs: gymnasium environments, reset per episode.
@@ -54,8 +54,6 @@ class Settings:
         notices: what the user should know, one line each.
     """
 
-    task: str
-    policy_name: str
     policy: Any
     samplers: tuple[NamedSampler, ...]
     envs: tuple[Any, ...]
@@ -100,9 +98,14 @@ def resolve_samplers(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
         if isinstance(entry, str):
             resolved.append(_load_sampler(entry))
             continue
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"a sampler is a name or a mapping with base or method, got {entry!r}")
         changes = dict(entry)
         sampler = _load_sampler(changes.pop("base")) if "base" in changes else {"options": {}}
-        options = {**sampler["options"], **(changes.pop("options", None) or {})}
+        changed = changes.pop("options", None) or {}
+        if not isinstance(changed, Mapping):
+            raise ValueError(f"sampler {entry!r}: options must be a mapping, got {changed!r}")
+        options = {**sampler["options"], **changed}
         sampler = {"num_inference_steps": None, "eta": None, **sampler, **changes, "options": options}
         unknown, missing = set(sampler) - set(_SAMPLER_KEYS), set(_SAMPLER_KEYS) - set(sampler)
         if unknown or missing:
@@ -136,14 +139,33 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise ValueError(f"{output} holds the results of an earlier run: give another output=... or overwrite=true")
 
 
-def _device(name: str) -> torch.device:
+def _bind(policy: Any, sampler: Mapping[str, Any]) -> NamedSampler:
+    """Bind a sampler to the policy, and draw once with a network that says nothing: what does not fit shows now."""
+    # An option that is null is the sampler's own choice.
+    options = {key: value for key, value in sampler["options"].items() if value is not None}
+    chunk = torch.zeros(1, policy.config.horizon, policy.config.action_dim, device=policy.device)
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device={name}: {error}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: PyTorch finds no CUDA device here; use device=cpu")
-    return device
+        config = SamplerConfig(sampler["method"], sampler["num_inference_steps"], sampler["eta"], options)
+        bound = policy.bind(config)
+        bound(lambda x, t, chain: torch.zeros_like(x), chunk, generator=torch.Generator().manual_seed(0))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"sampler '{sampler['name']}': {error}") from error
+    return NamedSampler(sampler["name"], config, bound)
+
+
+def _check_fit(policy: Any, env: Any, task: str) -> None:
+    """A policy that the task's environment cannot serve is refused before the first episode."""
+    given = {key: box.shape[0] for key, box in env.observation_space.spaces.items()}
+    wanted = dict(policy.config.obs_dims)
+    wrong = [f"{key} ({size})" for key, size in wanted.items() if given.get(key) != size]
+    if wrong:
+        there = ", ".join(f"{key} ({size})" for key, size in given.items())
+        raise ValueError(f"the policy observes {', '.join(wrong)}; task '{task}' gives {there}")
+    if env.action_space.shape != (policy.config.action_dim,):
+        raise ValueError(
+            f"the policy's actions have {policy.config.action_dim} dimensions, task '{task}' takes "
+            f"{env.action_space.shape[0]} ({policy.config.action_repr})"
+        )
 
 
 def _choose_video(wanted: bool, notices: list[str]) -> bool:
@@ -192,34 +214,30 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     notices: list[str] = []
 
     from diffpolicy_spec import load_policy
-    from diffpolicy_spec.samplers import SamplerConfig
 
-    policy = load_policy(cfg["policy"], _device(cfg["device"]))
-    samplers = []
-    for sampler in chosen:
-        # An option that is null is the sampler's own choice.
-        options = {key: value for key, value in sampler["options"].items() if value is not None}
-        config = SamplerConfig(sampler["method"], sampler["num_inference_steps"], sampler["eta"], options)
-        samplers.append(NamedSampler(sampler["name"], config, policy.bind(config)))
+    policy = load_policy(cfg["policy"], parse_device(cfg["device"]))
+    samplers = tuple(_bind(policy, sampler) for sampler in chosen)
 
     video = _choose_video(cfg["video"], notices)
     if cfg["plots"]:
         require("matplotlib", extra="eval", needed_by="plots=true")
-    from diffpolicy_spec.envs import make_env
+    from diffpolicy_spec.envs import RenderUnavailable, make_env
 
     modes = ["rgb_array" if video and i == 0 else None for i in range(min(cfg["num_envs"], cfg["num_episodes"]))]
     task = cfg["task"]["name"]
-    envs = tuple(make_env(task, action_repr=policy.config.action_repr, render_mode=mode) for mode in modes)
+    try:
+        envs = tuple(make_env(task, action_repr=policy.config.action_repr, render_mode=mode) for mode in modes)
+    except RenderUnavailable as error:  # MUJOCO_GL names a library that keeps MuJoCo itself from being imported
+        raise ValueError(str(error)) from error
+    _check_fit(policy, envs[0], task)
     video = video and _renders(envs[0], cfg["seed"], notices)
     if len(envs) > 1:
         notices.append(f"latencies are of batched calls for up to {len(envs)} environments; num_envs=1 is one robot")
     if policy.config.task and policy.config.task != task:
         notices.append(f"the policy was trained on '{policy.config.task}', it runs on '{task}'")
     return Settings(
-        task=task,
-        policy_name=str(cfg["policy"]),
         policy=policy,
-        samplers=tuple(samplers),
+        samplers=samplers,
         envs=envs,
         seeds=tuple(range(cfg["seed"], cfg["seed"] + cfg["num_episodes"])),
         max_steps=cfg["max_steps"],

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diffpolicy_spec.calibration import calibrate
 from diffpolicy_spec.checkpoints import load_policy
-from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.native import save_speculation
 from diffpolicy_spec.checkpoints.shipped import resolve
 from diffpolicy_spec.data import cut_sequences, read_robomimic
@@ -82,7 +81,7 @@ def main() -> None:
     def body(cfg: Any) -> None:
         try:
             run(omegaconf.OmegaConf.to_container(cfg, resolve=True))
-        except (ValueError, FileNotFoundError, CheckpointError, ImportError) as error:
+        except (ValueError, OSError, ImportError) as error:
             sys.exit(f"dps-calibrate: {error}")
 
     hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name="calibrate")(body)()

@@ -7,7 +7,6 @@ Settings and their defaults: configs/train.yaml. Run again with the same setting
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 
 import torch
 
-from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.data import Episode, read_robomimic
+from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.policies import PolicyConfig
 from diffpolicy_spec.training.config import TrainConfig
-from diffpolicy_spec.training.loop import POLICY, STATE, train
+from diffpolicy_spec.training.loop import POLICY, train
 
 __all__ = ["main", "run"]
 
@@ -30,12 +29,12 @@ def run(cfg: dict[str, Any]) -> Path:
 
     Raises:
         ValueError: settings that do not fit (DataError, TrainingError, ScheduleError are ValueErrors).
-        FileNotFoundError: no such dataset.
+        OSError: no such dataset, or an output that cannot be written.
     """
     task = cfg["task"]
     train_config = TrainConfig.from_dict({f.name: cfg[f.name] for f in fields(TrainConfig)})
     dataset, output = Path(cfg["dataset"] or task["dataset"]), Path(cfg["output"])
-    device = _device(cfg["device"])
+    device = parse_device(cfg["device"])
     torch.set_num_threads(int(cfg["num_threads"]))
 
     def read(filter_key: str | None) -> list[Episode]:
@@ -58,8 +57,6 @@ def run(cfg: dict[str, Any]) -> Path:
             **cfg["model"],
         }
     )
-    if cfg["overwrite"]:
-        _remove_run(output)
     policy = train(
         episodes,
         validation,
@@ -67,6 +64,7 @@ def run(cfg: dict[str, Any]) -> Path:
         cfg["scheduler"],
         train_config,
         output,
+        overwrite=cfg["overwrite"],
         device=device,
         storage_dtype=cfg["storage_dtype"],
         provenance={"dataset": dataset.name, "train_filter": cfg["train_filter"], "torch": torch.__version__},
@@ -74,21 +72,6 @@ def run(cfg: dict[str, Any]) -> Path:
     parameters = sum(p.numel() for p in policy.network.parameters())
     print(f"trained policy ({parameters / 1e6:.2f} M parameters): {output / POLICY}")
     return output / POLICY
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: this PyTorch sees no CUDA device; use device=cpu")
-    return device
-
-
-def _remove_run(output: Path) -> None:
-    """Remove an earlier run, and refuse to remove anything that is not one."""
-    if output.exists() and any(output.iterdir()):
-        if not (output / STATE).exists() and not (output / POLICY).exists():
-            raise ValueError(f"overwrite=true: {output} is not empty and holds no training run; not removed")
-        shutil.rmtree(output)
 
 
 def main() -> None:
@@ -99,7 +82,7 @@ def main() -> None:
     def body(cfg: Any) -> None:
         try:
             run(omegaconf.OmegaConf.to_container(cfg, resolve=True))
-        except (ValueError, FileNotFoundError, CheckpointError, ImportError) as error:
+        except (ValueError, OSError, ImportError) as error:
             # Errors of ours say what to do; hydra would bury them under its own advice.
             sys.exit(f"dps-train: {error}")
 

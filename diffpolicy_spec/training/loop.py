@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def train(
     train_config: TrainConfig,
     output: Path,
     *,
+    overwrite: bool = False,
     device: torch.device | str = "cpu",
     storage_dtype: str = "float32",
     provenance: Mapping[str, Any] | None = None,
@@ -48,21 +50,27 @@ def train(
         episodes: to fit; statistics for the normaliser come from these.
         validation: for the validation loss; may be empty.
         scheduler_config: of a diffusers DDPMScheduler.
+        overwrite: remove an earlier run in `output` instead of going on with it, once everything else is checked.
         storage_dtype: of the weights in `policy/` and `snapshots/`.
         provenance: more to be written into the checkpoint's "training" section.
 
     Raises:
         DataError: no sequences, or actions of another size than the config's.
         ScheduleError: the scheduler config is not supported.
-        TrainingError: `output` holds a run with other settings or data, storage_dtype is unknown, or the loss is not
-            finite.
+        TrainingError: `output` is a file, holds a run with other settings or data, or (to be overwritten) something
+            that is no run; storage_dtype is unknown; or the loss is not finite.
         ImportError: tqdm or matplotlib is not installed.
     """
     # Whatever would fail at the first checkpoint fails now.
     if storage_dtype not in STORAGE_DTYPES:
         raise TrainingError(f"storage_dtype must be {' or '.join(STORAGE_DTYPES)}, got '{storage_dtype}'")
     require("matplotlib.figure", extra="train", needed_by="plotting loss curves")
+    tqdm = require("tqdm", extra="train", needed_by="training").tqdm
+    if output.exists() and not output.is_dir():
+        raise TrainingError(f"output={output} is a file; give a folder")
     run = prepare_run(episodes, validation, policy_config, scheduler_config, train_config, device)
+    if overwrite:
+        _remove_run(output)
     output.mkdir(parents=True, exist_ok=True)
     saved = load_state(output / STATE, run.identity, device)
     if saved is not None:
@@ -70,7 +78,7 @@ def train(
     truncate_records(output / CURVE, run.step)
     # Policy and scheduler have their own sections in a checkpoint.
     where_from = {"settings": run.identity["settings"], "data": run.identity["data"], **(provenance or {})}
-    bar = require("tqdm", extra="train", needed_by="training").tqdm(
+    bar = tqdm(
         total=train_config.max_steps,
         initial=run.step,
         desc=f"train {policy_config.task}".strip(),
@@ -115,6 +123,14 @@ def _loop(run: TrainingRun, output: Path, bar: Any, storage_dtype: str, provenan
         if checkpoint:
             save_state(run.state(), output / STATE)
             plot_curves(read_records(output / CURVE), output / PLOT)
+
+
+def _remove_run(output: Path) -> None:
+    """Remove an earlier run, and refuse to remove anything that is not one."""
+    if output.exists() and any(output.iterdir()):
+        if not (output / STATE).exists() and not (output / POLICY).exists():
+            raise TrainingError(f"overwrite=true: {output} is not empty and holds no training run; not removed")
+        shutil.rmtree(output)
 
 
 def _done(provenance: dict[str, Any], run: TrainingRun) -> dict[str, Any]:

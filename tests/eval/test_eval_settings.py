@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from tiny_policy import tiny_policy
 
 from diffpolicy_spec.eval.settings import known_samplers, prepare, resolve_samplers
 from diffpolicy_spec.samplers import SamplerConfig
@@ -78,6 +79,8 @@ def test_a_sampler_may_be_changed_in_the_list():
         ("asd", "samplers must be a list"),
         ("[asd,asd]", "two samplers are named asd"),
         ("[{base:asd,name:x,windw:3}]", r"unknown \['windw'\]"),
+        ("[3]", "a sampler is a name or a mapping with base or method, got 3"),
+        ("[{base:asd,name:x,options:[8]}]", r"options must be a mapping, got \[8\]"),
         ("[{method:ddpm}]", r"missing \['name'\]"),
         ("[{base:asd,name:../x}]", "a sampler's name becomes a folder"),
     ],
@@ -98,11 +101,29 @@ def test_wrong_samplers(samplers, message):
         ("device=abacus", "abacus"),
         ("samplers=[{base:speculative,name:x,options:{windw:3}}]", "windw"),
         ("samplers=[{base:ddpm100,name:x,method:magic}]", "magic"),
+        ("samplers=[{base:asd,name:x,options:{window:0}}]", "sampler 'x': window must be at least 1, got 0"),
+        ("samplers=[{base:asd,name:x,options:{window:wide}}]", "sampler 'x': "),
+        ("samplers=[{base:asd,name:x,options:{window:[4,4]}}]", "sampler 'x': window must .* each of 10 steps"),
+        ("samplers=[{base:asd,name:x,eta:0}]", "sampler 'x': .*deterministic steps"),
+        ("samplers=[{base:paradigms,name:x,options:{tolerance:-1}}]", "sampler 'x': tolerance must not be negative"),
+        ("samplers=[{base:picard,name:x,options:{memory:-1}}]", "sampler 'x': Picard needs memory >= 0"),
+        ("samplers=[{base:ddpm100,name:x,num_inference_steps:0}]", "sampler 'x': num_inference_steps must be"),
     ],
 )
 def test_wrong_values(checkpoint, tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         prepare(tiny(checkpoint, tmp_path, override))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_of_another_task_is_refused(tmp_path):
+    strange = tiny_policy(obs_dims={"object": 14, "robot0_eef_pos": 3})
+    strange.save(tmp_path / "policy")
+    with pytest.raises(ValueError, match=r"the policy observes object \(14\); task 'lift' gives object \(10\), robot0"):
+        prepare(tiny(tmp_path / "policy", tmp_path))
+    tiny_policy(action_dim=20).save(tmp_path / "two_arms")
+    with pytest.raises(ValueError, match=r"actions have 20 dimensions, task 'lift' takes 10"):
+        prepare(tiny(tmp_path / "two_arms", tmp_path))
     assert not (tmp_path / "out").exists()
 
 

@@ -148,12 +148,25 @@ def test_overwrite(dataset, tmp_path):
     run(settings(*options, "max_steps=20"))
     run(settings(*options, "max_steps=30"))
     assert json.loads((output / "policy" / "config.json").read_text())["training"]["steps_done"] == 30
+    for refused in ("scheduler.variance_type=learned", "model.horizon=64", "task.action_dim=20"):
+        with pytest.raises(ValueError, match=r"not supported|no training sequences|actions have 10 dimensions"):
+            run(settings(*options, "max_steps=30", refused))
+    assert load_policy(output / "policy").config.task == "lift"  # nothing is removed for a run that cannot start
     stranger = tmp_path / "thesis"
     stranger.mkdir()
     (stranger / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="holds no training run; not removed"):
         run(settings(f"dataset={dataset}", f"output={stranger}", "overwrite=true"))
     assert (stranger / "thesis.tex").exists()
+
+
+def test_an_output_that_is_a_file(dataset, tmp_path):
+    output = tmp_path / "run"
+    output.write_text("a file")
+    for overwrite in ("true", "false"):
+        with pytest.raises(TrainingError, match="is a file; give a folder"):
+            run(settings(f"dataset={dataset}", f"output={output}", "max_steps=20", f"overwrite={overwrite}"))
+    assert output.read_text() == "a file"
 
 
 def test_damaged_state(dataset, tmp_path):
@@ -171,7 +184,8 @@ def test_damaged_state(dataset, tmp_path):
         ("lr=1e30", TrainingError, "the loss is not finite at step 10"),
         ("train_filter=test", ValueError, "no mask/test"),
         ("task.action_dim=20", ValueError, "actions have 10 dimensions, the policy config says 20"),
-        ("device=cuda:77", ValueError, "cuda"),
+        ("device=cuda:77", ValueError, "device=cuda:77: PyTorch finds .*; use device=cpu"),
+        ("device=abacus", ValueError, "device=abacus: "),
         ("model.horizon=64", ValueError, "no training sequences: 3 episodes"),
         ("scheduler.variance_type=learned", ScheduleError, "variance_type 'learned' is not supported"),
         ("storage_dtype=int8", ValueError, "storage_dtype must be float32 or float16"),
