@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffpolicy_spec.eval.plots import draw_plots
+from diffpolicy_spec.eval.plots import PLOTS, draw_plots
 from diffpolicy_spec.eval.records import save_chunks
 from diffpolicy_spec.eval.results import SamplerRun, environment, eval_log, summarize_runs, write_json
 from diffpolicy_spec.eval.rollout import run_episodes, warm_up
@@ -75,6 +75,8 @@ def run(settings: Settings, config: Mapping[str, Any]) -> list[SamplerRun]:
     for notice in settings.notices:
         print(f"note: {notice}")
     settings.output.mkdir(parents=True, exist_ok=True)
+    for name in ("eval_log.json", "report.md", *PLOTS):  # of an earlier run: nothing here may describe other episodes
+        (settings.output / name).unlink(missing_ok=True)
     described = environment(settings.policy.device, settings.num_threads)
     runs: list[SamplerRun] = []
     text = ""

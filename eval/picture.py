@@ -38,7 +38,7 @@ def draw_picture(log: Mapping[str, Any], path: Path) -> None:
     """
     sections = _sections(log)
     fig, axes = figure(9.5, 3.8, columns=2, sharey=True)
-    colour = colours(list(sections))
+    colour = colours(sections)
     costs = (
         ("sequential network calls for a chunk (mean, log scale)", lambda s: s["calls_mean"]),
         ("latency of a chunk (median, ms, log scale)", lambda s: s["latency"]["p50"]),

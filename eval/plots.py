@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ from diffpolicy_spec.eval.statistics import Summary
 from diffpolicy_spec.optional import require
 
 __all__ = [
-    "colours", "draw_plots", "figure", "plain_log_axis", "plot_acceptance", "plot_latency", "plot_time_split", "save",
+    "PLOTS", "colours", "draw_plots", "figure", "plain_log_axis", "plot_acceptance", "plot_latency", "plot_time_split",
+    "save",
 ]  # fmt: skip
+
+PLOTS = LATENCY, TIME_SPLIT, ACCEPTANCE = "latency.png", "time_split.png", "acceptance.png"
+"""What `draw_plots` may write."""
 
 # Okabe and Ito's palette: distinguishable with the common colour blindnesses.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999933")
 _SHARES = {"network": "#0072B2", "draft": "#E69F00", "verify": "#D55E00", "other": "#BBBBBB"}
 
 
-def colours(names: Mapping[str, Any] | list[str]) -> dict[str, str]:
+def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour per sampler, by its place in the run."""
     return {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(names)}
 
@@ -57,7 +61,7 @@ def plain_log_axis(axis: Any) -> None:
 def plot_latency(latencies_ms: Mapping[str, np.ndarray], path: Path) -> None:
     """Empirical distribution of each sampler's policy calls: (C,) ms by sampler."""
     fig, ax = figure(7, 4)
-    colour = colours(list(latencies_ms))
+    colour = colours(latencies_ms)
     for name, values in latencies_ms.items():
         ordered = np.sort(values)
         share = np.arange(1, len(ordered) + 1) / len(ordered)
@@ -78,7 +82,7 @@ def plot_latency(latencies_ms: Mapping[str, np.ndarray], path: Path) -> None:
 def plot_acceptance(summaries: Mapping[str, Summary], path: Path) -> None:
     """Share of drafted steps that passed their test, by training timestep; samplers that test nothing are left out."""
     fig, ax = figure(7, 4)
-    colour = colours(list(summaries))
+    colour = colours(summaries)
     for name, summary in summaries.items():
         if summary.acceptance is None:
             continue
@@ -126,10 +130,10 @@ def draw_plots(summaries: Mapping[str, Summary], latencies_ms: Mapping[str, np.n
     latencies_ms = {name: values for name, values in latencies_ms.items() if len(values)}
     drawn = []
     if latencies_ms:
-        plot_latency(latencies_ms, folder / "latency.png")
-        plot_time_split(summaries, folder / "time_split.png")
-        drawn += [folder / "latency.png", folder / "time_split.png"]
+        plot_latency(latencies_ms, folder / LATENCY)
+        plot_time_split(summaries, folder / TIME_SPLIT)
+        drawn += [folder / LATENCY, folder / TIME_SPLIT]
     if any(s.acceptance is not None for s in summaries.values()):
-        plot_acceptance(summaries, folder / "acceptance.png")
-        drawn.append(folder / "acceptance.png")
+        plot_acceptance(summaries, folder / ACCEPTANCE)
+        drawn.append(folder / ACCEPTANCE)
     return drawn

@@ -167,6 +167,20 @@ def test_results_repeat_and_overwrite(checkpoint, tmp_path):
     assert counts[0] == counts[1]
 
 
+def test_a_crash_leaves_no_log_of_an_earlier_run(checkpoint, tmp_path, monkeypatch):
+    config = run_config(checkpoint, tmp_path / "out", "video=false", "overwrite=true")
+    evaluate(config)
+
+    def crash(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_module, "run_episodes", crash)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["speculative"]
+    assert load_episodes(tmp_path / "out" / "speculative" / "episodes.jsonl") == []
+
+
 def test_lockstep_run(checkpoint, tmp_path):
     (run,) = evaluate(run_config(checkpoint, tmp_path / "out", "num_envs=2", "video=false", "plots=false"))
     assert [e.seed for e in run.episodes] == list(SEEDS)
