@@ -209,13 +209,14 @@ def _work(seed: int) -> Any:
 
 def main() -> None:
     """Command line: `dps-collect task=lift num_demos=300 output=data/lift.hdf5 seed=0 num_workers=2`."""
-    hydra = require("hydra", extra="eval")
+    hydra = require("hydra", extra="sim", needed_by="dps-collect")
 
-    @hydra.main(version_base=None, config_path="pkg://diffpolicy_spec.configs", config_name="collect")
+    @hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name="collect")
     def run(cfg: Any) -> None:
         import numpy as np
 
         from diffpolicy_spec.envs.experts import UnknownExpertError
+        from diffpolicy_spec.envs.rendering import RenderUnavailable
         from diffpolicy_spec.envs.tasks import UnknownTaskError
 
         try:
@@ -228,7 +229,7 @@ def main() -> None:
                 max_steps=cfg.max_steps,
             )
             summary = collect(config)
-        except (CollectError, UnknownTaskError, UnknownExpertError, ImportError) as error:
+        except (CollectError, UnknownTaskError, UnknownExpertError, RenderUnavailable, OSError, ImportError) as error:
             sys.exit(f"dps-collect: {error}")
         low, middle, high = np.percentile(summary.lengths, [5, 50, 95])
         print(

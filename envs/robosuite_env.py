@@ -260,7 +260,7 @@ def _robosuite() -> ModuleType | Any:
         ImportError: not installed.
         RenderUnavailable: MUJOCO_GL names a library that MuJoCo cannot load.
     """
-    if "robosuite" in sys.modules:
+    if sys.modules.get("robosuite") is not None:
         return sys.modules["robosuite"]
     chosen = os.environ.get("MUJOCO_GL")
     try:

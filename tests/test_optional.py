@@ -38,15 +38,29 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_h5py_names_the_extra(tmp_path):
-    code = """
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("h5py", "data", "from diffpolicy_spec.data import read_robomimic; read_robomimic('x.hdf5', {})"),
+        ("gymnasium", "sim", "import diffpolicy_spec.envs"),
+        ("mujoco", "sim", "from diffpolicy_spec.envs import make_env; make_env('lift')"),
+        ("robosuite", "sim", "from diffpolicy_spec.envs import make_env; make_env('lift')"),
+        ("hydra", "sim", "from diffpolicy_spec.envs.collect import main; main()"),
+        ("hydra", "eval", "from diffpolicy_spec.eval.cli import main; main()"),
+        ("hydra", "train", "from diffpolicy_spec.training.cli import main; main()"),
+        ("hydra", "train", "from diffpolicy_spec.training.calibrate import main; main()"),
+        ("matplotlib", "eval", "from diffpolicy_spec.eval.plots import figure; figure(1, 1)"),
+    ],
+)
+def test_a_missing_module_names_the_extra(module, extra, use):
+    code = f"""
 import sys
-sys.modules["h5py"] = None  # what an import finds where it is not installed
-from diffpolicy_spec.data import read_robomimic
+sys.modules["{module}"] = None  # what an import finds where it is not installed
 try:
-    read_robomimic("x.hdf5", {})
+    {use}
 except ImportError as error:
-    assert "pip install 'diffpolicy-spec[data]'" in str(error), error
+    assert "needs {module}" in str(error), error
+    assert "pip install 'diffpolicy-spec[{extra}]'" in str(error), error
 else:
     raise SystemExit("no error")
 """
