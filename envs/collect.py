@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.optional import require
 
 __all__ = ["CollectConfig", "CollectError", "CollectSummary", "collect", "main"]
@@ -140,9 +141,7 @@ def _open_parts(config: CollectConfig) -> Path:
         if theirs != mine:
             raise CollectError(f"{parts} was begun with {theirs}, not {mine}: remove it or choose another output")
     else:
-        partial = note.with_name(note.name + ".partial")
-        partial.write_text(json.dumps(mine))
-        os.replace(partial, note)
+        write_atomically(note, lambda temporary: temporary.write_text(json.dumps(mine)))
     return parts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.optional import require
 
 __all__ = ["Episode", "load_episode", "save_episode", "split_by_seed", "write_robomimic"]
@@ -55,12 +55,12 @@ def save_episode(path: Path, episode: Episode) -> None:
     arrays = {f"obs/{key}": value for key, value in episode.obs.items()}
     names = ("seed", "success", "actions", "states", "rewards", "dones")
     arrays |= {name: np.asarray(getattr(episode, name)) for name in names}
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would append .npz
+            np.savez(file, **arrays)
+
+    write_atomically(path, write)
 
 
 def load_episode(path: Path) -> Episode:
@@ -83,10 +83,11 @@ def split_by_seed(seeds: Sequence[int], seed: int, valid_fraction: float = 0.1) 
     Episodes are ranked by a number drawn from (seed, their own seed), so the split does not depend on their order.
 
     Returns:
-        (train, valid), sorted; valid has round(valid_fraction * len(seeds)) entries.
+        (train, valid), sorted; valid has round(valid_fraction * len(seeds)) entries, but one at least of two.
     """
     rank = [np.random.default_rng([seed, episode_seed]).random() for episode_seed in seeds]
-    valid = set(np.argsort(rank, kind="stable")[: round(valid_fraction * len(seeds))].tolist())
+    size = max(round(valid_fraction * len(seeds)), 1 if len(seeds) > 1 else 0)  # dps-train reads both parts
+    valid = set(np.argsort(rank, kind="stable")[:size].tolist())
     return [i for i in range(len(seeds)) if i not in valid], sorted(valid)
 
 
@@ -109,27 +110,30 @@ def write_robomimic(
         ImportError: h5py is not installed.
     """
     h5py = require("h5py", extra="sim")
-    partial = path.with_name(path.name + ".partial")
     total, seeds = 0, []
-    with h5py.File(partial, "w") as file:
-        data = file.create_group("data")
-        for i, episode in enumerate(episodes):
-            group = data.create_group(f"demo_{i}")
-            group.attrs["num_samples"] = len(episode.actions)
-            group.attrs["seed"] = episode.seed
-            group.attrs["model_file"] = model_xml
-            for name in ("actions", "states", "rewards", "dones"):
-                group.create_dataset(name, data=getattr(episode, name))
-            for key, value in episode.obs.items():
-                group.create_dataset(f"obs/{key}", data=value)
-            total += len(episode.actions)
-            seeds.append(episode.seed)
-        if not seeds:
-            raise ValueError("there is no episode to write")
-        data.attrs["total"] = total
-        data.attrs["env_args"] = json.dumps(env_args, indent=4)
-        data.attrs["seed"] = seed
-        for name, members in zip(("train", "valid"), split_by_seed(seeds, seed), strict=True):
-            file.create_dataset(f"mask/{name}", data=np.array(sorted(f"demo_{i}" for i in members), dtype="S"))
-    os.replace(partial, path)
+
+    def write(temporary: Path) -> None:
+        nonlocal total
+        with h5py.File(temporary, "w") as file:
+            data = file.create_group("data")
+            for i, episode in enumerate(episodes):
+                group = data.create_group(f"demo_{i}")
+                group.attrs["num_samples"] = len(episode.actions)
+                group.attrs["seed"] = episode.seed
+                group.attrs["model_file"] = model_xml
+                for name in ("actions", "states", "rewards", "dones"):
+                    group.create_dataset(name, data=getattr(episode, name))
+                for key, value in episode.obs.items():
+                    group.create_dataset(f"obs/{key}", data=value)
+                total += len(episode.actions)
+                seeds.append(episode.seed)
+            if not seeds:
+                raise ValueError("there is no episode to write")
+            data.attrs["total"] = total
+            data.attrs["env_args"] = json.dumps(env_args, indent=4)
+            data.attrs["seed"] = seed
+            for name, members in zip(("train", "valid"), split_by_seed(seeds, seed), strict=True):
+                file.create_dataset(f"mask/{name}", data=np.array(sorted(f"demo_{i}" for i in members), dtype="S"))
+
+    write_atomically(path, write)
     return total

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
 from diffpolicy_spec.eval.statistics import Summary, latencies, summarize
 
@@ -103,14 +104,9 @@ def eval_log(
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write JSON so that the file is at any moment either the old or the new one, whole."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        # A NaN in the log would not be JSON; `summarize` reports None instead.
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    # A NaN in the log would not be JSON; `summarize` reports None instead.
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
 from diffpolicy_spec.eval.subscribers import ChunkEvent, EpisodeStart, StepEvent, Subscriber
+from diffpolicy_spec.seeds import hashed_generator
 
 __all__ = ["chunk_generator", "run_episodes", "warm_up"]
 
@@ -21,11 +22,10 @@ __all__ = ["chunk_generator", "run_episodes", "warm_up"]
 def chunk_generator(seed: int, chunk: int) -> torch.Generator:
     """The source of all noise of chunk number `chunk` of the episode with this seed.
 
-    SeedSequence((seed, chunk)) hashes both: chunks of neighbouring seeds are independent, and what an episode draws
-    does not depend on which episodes ran before it or beside it.
+    Both are hashed: chunks of neighbouring seeds are independent, and what an episode draws does not depend on which
+    episodes ran before it or beside it.
     """
-    state = np.random.SeedSequence((seed, chunk)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)  # manual_seed takes a signed 64-bit integer
+    return hashed_generator(seed, chunk)
 
 
 @dataclass

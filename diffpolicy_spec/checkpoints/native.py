@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpolicy_spec.checkpoints.atomic import atomic_folder
+from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy, build_network
@@ -81,10 +81,7 @@ def save_policy(
 
 def save_speculation(speculation: Mapping[str, Tensor], path: str | Path) -> None:
     """Write speculation.safetensors into a checkpoint folder, in the dtypes the tensors have."""
-    target = Path(path) / SPECULATION
-    temporary = target.with_name(f".{target.name}.tmp")
-    _write_tensors(speculation, temporary)
-    temporary.replace(target)
+    write_atomically(Path(path) / SPECULATION, lambda temporary: _write_tensors(speculation, temporary))
 
 
 def load_native(path: str | Path, device: torch.device | str = "cpu") -> DiffusionPolicy:

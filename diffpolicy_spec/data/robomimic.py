@@ -18,7 +18,7 @@ from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.rotations import actions_to_rot6d
 
-__all__ = ["filter_keys", "read_robomimic"]
+__all__ = ["read_robomimic"]
 
 
 def read_robomimic(
@@ -51,12 +51,6 @@ def read_robomimic(
     with _open(path) as file:
         names = _names(file, path, filter_key)
         return [_episode(file["data"][n], n, path, obs_dims, action_repr, action_key) for n in names]
-
-
-def filter_keys(path: str | Path) -> list[str]:
-    """Names below `mask/`, sorted; raises as `read_robomimic` does."""
-    with _open(path) as file:
-        return sorted(file["mask"]) if "mask" in file else []
 
 
 def _open(path: str | Path) -> Any:

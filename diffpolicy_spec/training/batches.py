@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from diffpolicy_spec.data.episodes import Episode, stack_actions, stack_obs
 from diffpolicy_spec.data.sequences import Sequences
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits, identity_columns
+from diffpolicy_spec.seeds import hashed_generator
 
 __all__ = ["Batch", "Batches", "fit_normalizer", "normalize_sequences"]
 
@@ -70,9 +70,9 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = torch.randperm(len(self.x0), generator=_generator(self.seed, 0, epoch))
+            self._order = torch.randperm(len(self.x0), generator=hashed_generator(self.seed, 0, epoch))
         rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        return self.draw(rows, _generator(self.seed, 1, step))
+        return self.draw(rows, hashed_generator(self.seed, 1, step))
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """Timesteps and noise for some sequences."""
@@ -88,10 +88,4 @@ class Batches:
         """At most `count` sequences spread evenly, with noise and timesteps that are the same at every call."""
         total = len(self.x0)
         rows = torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long()
-        return [self.draw(part, _generator(self.seed, 2, i)) for i, part in enumerate(rows.split(chunk))]
-
-
-def _generator(seed: int, stream: int, number: int) -> torch.Generator:
-    # SeedSequence hashes: neighbouring (seed, stream, number) give unrelated states.
-    state = np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)  # manual_seed takes a signed 64-bit integer
+        return [self.draw(part, hashed_generator(self.seed, 2, i)) for i, part in enumerate(rows.split(chunk))]

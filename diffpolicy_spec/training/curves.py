@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.optional import require
 
 __all__ = ["append_record", "plot_curves", "read_records", "truncate_records"]
@@ -29,9 +30,8 @@ def truncate_records(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_records(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def plot_curves(records: list[dict[str, Any]], path: Path) -> None:

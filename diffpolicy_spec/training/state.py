@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpolicy_spec.checkpoints.atomic import write_atomically
+from diffpolicy_spec.atomic import write_atomically
 
 __all__ = ["TrainingError", "TrainingState", "load_state", "save_state"]
 

@@ -104,7 +104,7 @@ def test_killed_twice_it_goes_on_where_it_was(reference, tmp_path):
         assert not output.exists()
     before = {path: path.stat().st_mtime_ns for path in sorted(parts.glob("*.npz"))}
     assert len(before) >= 3
-    (parts / "episode_000000004.npz.partial").write_bytes(b"half an epi")  # what a kill while writing leaves
+    (parts / ".episode_000000004.npz.tmp").write_bytes(b"half an epi")  # what a kill while writing leaves
     for path in before:
         assert load_episode(path).seed == int(path.stem.split("_")[1])
 

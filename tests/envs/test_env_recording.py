@@ -68,9 +68,10 @@ def test_the_split_belongs_to_the_seeds_not_to_their_order():
     mirrored = split_by_seed(seeds[::-1], seed=1)[1]
     assert {seeds[i] for i in valid} == {seeds[::-1][i] for i in mirrored}
     assert split_by_seed(seeds, seed=2)[1] != valid
+    assert [tuple(map(len, split_by_seed(seeds[:n], seed=1))) for n in (1, 2, 5)] == [(1, 0), (1, 1), (4, 1)]
 
 
 def test_nothing_to_write_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no episode"):
         write_robomimic(tmp_path / "a.hdf5", [], env_args={}, model_xml="", seed=0)
-    assert not (tmp_path / "a.hdf5").exists()
+    assert list(tmp_path.iterdir()) == []

@@ -47,7 +47,7 @@ def test_files(comparison):
     for plot in ("latency.png", "acceptance.png", "time_split.png"):
         assert (output / plot).read_bytes().startswith(PNG)
     assert {p.name for p in output.iterdir() if p.is_dir()} == set(names)
-    assert not list(output.rglob("*.partial"))
+    assert not list(output.rglob("*.tmp"))
 
 
 def test_log_has_diffusion_policy_s_keys(comparison):
