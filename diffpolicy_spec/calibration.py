@@ -46,7 +46,14 @@ def calibrate(
 
     Returns:
         gains of (K, D, D) float32; `Gains.state_dict` is stored beside the checkpoint.
+
+    Raises:
+        ValueError: no perturbations, or a scale or ridge that cannot be used.
     """
+    if perturbations < 1 or not scale > 0 or not ridge >= 0:
+        raise ValueError(
+            f"calibration needs perturbations >= 1, scale > 0 and ridge >= 0, got {perturbations}, {scale}, {ridge}"
+        )
     B, D, K = shape[0], shape[1] * shape[2], schedule.num_steps
     noise = draw_noise(shape, schedule, generator, device)
     recorder = Recorder(denoise, schedule, shape, torch.device(device))

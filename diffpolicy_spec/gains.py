@@ -64,7 +64,19 @@ class Gains:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Gains | None:
-        """Read `state_dict`; None where it has no gains."""
+        """Read `state_dict`; None where it has no gains.
+
+        Raises:
+            ValueError: gains that are incomplete, of another shape, or not finite.
+        """
         if "gains.G" not in state:
             return None
-        return cls(G=state["gains.G"].to(torch.float32), timesteps=state["gains.timesteps"])
+        G, timesteps = state["gains.G"].to(torch.float32), state.get("gains.timesteps")
+        if G.dim() != 3 or G.shape[1] != G.shape[2] or timesteps is None or tuple(timesteps.shape) != G.shape[:1]:
+            found = None if timesteps is None else tuple(timesteps.shape)
+            raise ValueError(
+                f"gains must be G (K, D, D) with timesteps (K,), got {tuple(G.shape)} and {found}: calibrate again"
+            )
+        if not torch.isfinite(G).all():
+            raise ValueError("gains have NaN or infinite values: calibrate again")
+        return cls(G=G, timesteps=timesteps)

@@ -73,7 +73,9 @@ def as_noise(noise: Noise | Tensor, schedule: Schedule, generator: torch.Generat
             f"noise does not fit a schedule of {K} steps: start {shape}, steps {tuple(noise.steps.shape)}, uniforms "
             f"{tuple(noise.uniforms.shape)}; expected (B, Tp, Da), (K, B, Tp, Da), (K, B). Draw it with draw_noise"
         )
-    if not torch.isfinite(noise.start).all():
+    if shape[0] < 1:
+        raise ValueError("noise has no chains: B must be at least 1")
+    if not (torch.isfinite(noise.start).all() and torch.isfinite(noise.steps).all()):
         raise ValueError("noise has NaN or infinite values")
     return noise
 

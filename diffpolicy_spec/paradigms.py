@@ -11,7 +11,14 @@ from .schedule import Schedule
 from .stats import Sample
 from .window import make_window, window_sizes
 
-__all__ = ["sample_paradigms"]
+__all__ = ["check_paradigms", "sample_paradigms"]
+
+
+def check_paradigms(window: int, tolerance: float) -> None:
+    """Raise ValueError for a window that is not a positive number or a negative tolerance."""
+    window_sizes(window, 1, "cpu")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
 
 
 @torch.no_grad()
@@ -39,8 +46,7 @@ def sample_paradigms(
     Raises:
         ValueError: the tolerance is negative, or the window below 1.
     """
-    if tolerance < 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    check_paradigms(window, tolerance)
     noise = as_noise(noise, schedule, generator)
     (B, *chunk), K, device = noise.start.shape, schedule.num_steps, noise.start.device
     tables, size = schedule.on(device), window_sizes(window, 1, device)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "ACTION_REPRS",
     "actions_from_rot6d",
     "actions_to_rot6d",
     "axis_angle_to_matrix",
@@ -24,6 +25,9 @@ __all__ = [
     "rot6d_to_axis_angle",
     "rot6d_to_matrix",
 ]
+
+ACTION_REPRS = ("absolute_rot6d", "absolute", "delta")
+"""What an arm's action may be: pos + rot6d + gripper (10-D), pos + axis-angle + gripper (7-D), or a 7-D difference."""
 
 Array = NDArray[Any]
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from .drafting import Drafter, Nearest, Parent, Picard
 from .gains import Gains
 from .noise import Noise
-from .paradigms import sample_paradigms
-from .sampling import Denoise, sample_ddim, sample_ddpm, sample_speculative
+from .paradigms import check_paradigms, sample_paradigms
+from .sampling import Denoise, check_speculative, sample_ddim, sample_ddpm, sample_speculative
 from .schedule import Schedule
 from .stats import Sample
+from .window import window_sizes
 
 __all__ = ["BoundSampler", "SamplerConfig", "bind", "make_drafter"]
 
@@ -100,12 +101,16 @@ def bind(
 
     Raises:
         ScheduleError: the chain cannot be sampled as asked.
-        ValueError: gains are asked for and there are none for this schedule.
+        ValueError: an option that cannot be used, such as a window below 1, or gains that are asked for and missing.
     """
     eta = 0.0 if config.method == "ddim" and config.eta is None else config.eta
     schedule = Schedule.from_diffusers(scheduler_config, config.num_inference_steps, eta=eta)
+    if config.method == "paradigms":
+        check_paradigms(config.options.get("window", 32), config.options.get("tolerance", 0.1))
     if config.method != "speculative":
         return BoundSampler(config, schedule)
+    check_speculative(schedule)
+    window_sizes(config.options.get("window", 32), schedule.num_steps, "cpu")
     gains = Gains.from_state_dict(speculation) if speculation else None
     return BoundSampler(config, schedule, make_drafter(config.options, schedule, gains))
 

@@ -21,7 +21,7 @@ from .stats import Sample
 from .verification import verify_steps
 from .window import make_window, window_sizes
 
-__all__ = ["Denoise", "sample_ddim", "sample_ddpm", "sample_speculative"]
+__all__ = ["Denoise", "check_speculative", "sample_ddim", "sample_ddpm", "sample_speculative"]
 
 
 @torch.no_grad()
@@ -72,18 +72,15 @@ def sample_speculative(
         drafter: how x0 is drafted; default `Picard()`.
         window: rows a round evaluates per chain, a number or (K,) numbers by the step the round starts at.
         warm_start: (B, Tp, Da) x0 to draft the first round with, such as the previous plan shifted by the executed
-            steps. NaN rows have none. Anything that does not depend on `noise` moves the cost only, not the law.
+            steps; rows of NaN have none. Whatever it is, as long as it does not depend on `noise`, it moves the cost
+            only, not the law.
 
     Raises:
         ScheduleError: a step before the last has no noise (DDIM with eta = 0): nothing to couple.
         ValueError: shapes or window do not fit.
     """
     noise = as_noise(noise, schedule, generator)
-    if bool((schedule.sigma[:-1] <= 0).any()):
-        raise ScheduleError(
-            "speculation is exact only where every step but the last adds noise; this schedule has deterministic "
-            "steps (DDIM with eta = 0): use sample_ddim or sample_paradigms, or eta > 0"
-        )
+    check_speculative(schedule)
     (B, *chunk), K, device = noise.start.shape, schedule.num_steps, noise.start.device
     tables, sizes = schedule.on(device), window_sizes(window, K, device)
     recorder = Recorder(denoise, schedule, tuple(noise.start.shape), device)
@@ -116,6 +113,15 @@ def sample_speculative(
     return Sample(x0=x.view(B, *chunk), stats=recorder.stats())
 
 
+def check_speculative(schedule: Schedule) -> None:
+    """Raise ScheduleError if the chain has steps that speculation cannot couple."""
+    if bool((schedule.sigma[:-1] <= 0).any()):
+        raise ScheduleError(
+            "speculation is exact only where every step but the last adds noise; this schedule has deterministic "
+            "steps (DDIM with eta = 0): use sample_ddim, or eta > 0"
+        )
+
+
 def _sample_sequential(
     denoise: Denoise, schedule: Schedule, noise: Noise | Tensor, generator: torch.Generator | None
 ) -> Sample:
@@ -139,4 +145,4 @@ def _prior(warm_start: Tensor | None, start: Tensor) -> Tensor:
         return torch.zeros_like(start).flatten(1)
     if warm_start.shape != start.shape:
         raise ValueError(f"warm_start must have the noise's shape {tuple(start.shape)}, got {tuple(warm_start.shape)}")
-    return warm_start.to(start).nan_to_num(nan=0.0).flatten(1)
+    return warm_start.to(start).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(1)

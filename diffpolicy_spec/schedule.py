@@ -124,8 +124,11 @@ class Schedule:
         config, name = _read_config(scheduler)
         n_train = int(config["num_train_timesteps"])
         n = n_train if num_inference_steps is None else int(num_inference_steps)
-        if not 1 <= n <= n_train:
-            raise ScheduleError(f"num_inference_steps must be between 1 and num_train_timesteps = {n_train}, got {n}")
+        if not 1 <= n <= n_train or n != (num_inference_steps or n):
+            raise ScheduleError(
+                f"num_inference_steps must be a whole number from 1 to num_train_timesteps = {n_train}, "
+                f"got {num_inference_steps}"
+            )
         ddim = eta is not None or name == "DDIMScheduler"
         eta = (0.0 if eta is None else float(eta)) if ddim else 1.0
         if not 0 <= eta <= 1:

@@ -87,8 +87,11 @@ def window_sizes(window: int | Sequence[int] | Tensor, num_steps: int, device: t
     """(K,) long: rows of a round that starts at step k, from a number or one number per step.
 
     Raises:
-        ValueError: a number below 1, or not one per step.
+        ValueError: not a whole number, a number below 1, or not one per step.
     """
+    numbers = [window] if isinstance(window, int | float | str) else list(window)
+    if any(isinstance(n, bool | str) or int(n) != n for n in numbers):
+        raise ValueError(f"window must be a whole number or one for each step, got {window!r}")
     sizes = torch.as_tensor(window, dtype=torch.long, device=device)
     if sizes.dim() == 0:
         sizes = sizes.expand(num_steps)

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -17,10 +16,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffpolicy_spec.atomic import write_atomically
+from diffpolicy_spec.command import command
 from diffpolicy_spec.optional import require
 
-__all__ = ["CollectConfig", "CollectError", "CollectSummary", "collect", "main"]
+__all__ = ["CollectConfig", "CollectError", "CollectSummary", "collect", "main", "run"]
 
 
 class CollectError(ValueError):
@@ -206,37 +208,29 @@ def _work(seed: int) -> Any:
     return demonstrate(_worker_env, seed)
 
 
+def run(cfg: dict[str, Any]) -> CollectSummary:
+    """Collect as configs/collect.yaml says (resolved, as plain data), and say what came of it."""
+    summary = collect(
+        CollectConfig(
+            task=cfg["task"]["name"],
+            num_demos=cfg["num_demos"],
+            output=Path(cfg["output"] if cfg["output"] is not None else cfg["task"]["dataset"]),
+            seed=cfg["seed"],
+            num_workers=cfg["num_workers"],
+            max_steps=cfg["max_steps"],
+        )
+    )
+    low, middle, high = np.percentile(summary.lengths, [5, 50, 95])
+    print(
+        f"{summary.output}: {summary.demos} demonstrations of {summary.attempts} episodes, "
+        f"{sum(summary.lengths)} steps; length {middle:.0f} (5-95 %: {low:.0f}-{high:.0f})"
+    )
+    return summary
+
+
 def main() -> None:
     """Command line: `dps-collect task=lift num_demos=300 output=data/lift.hdf5 seed=0 num_workers=2`."""
-    hydra = require("hydra", extra="sim", needed_by="dps-collect")
-
-    @hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name="collect")
-    def run(cfg: Any) -> None:
-        import numpy as np
-
-        from diffpolicy_spec.envs.experts import UnknownExpertError
-        from diffpolicy_spec.envs.rendering import RenderUnavailable
-        from diffpolicy_spec.envs.tasks import UnknownTaskError
-
-        try:
-            config = CollectConfig(
-                task=cfg.task.name,
-                num_demos=cfg.num_demos,
-                output=Path(cfg.output if cfg.output is not None else cfg.task.dataset),
-                seed=cfg.seed,
-                num_workers=cfg.num_workers,
-                max_steps=cfg.max_steps,
-            )
-            summary = collect(config)
-        except (CollectError, UnknownTaskError, UnknownExpertError, RenderUnavailable, OSError, ImportError) as error:
-            sys.exit(f"dps-collect: {error}")
-        low, middle, high = np.percentile(summary.lengths, [5, 50, 95])
-        print(
-            f"{summary.output}: {summary.demos} demonstrations of {summary.attempts} episodes, "
-            f"{sum(summary.lengths)} steps; length {middle:.0f} (5-95 %: {low:.0f}-{high:.0f})"
-        )
-
-    run()
+    command("dps-collect", "collect", "sim", run)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import gymnasium as gym
 from diffpolicy_spec.envs.actions import Rot6dActions
 from diffpolicy_spec.envs.robosuite_env import RobosuiteEnv
 from diffpolicy_spec.envs.tasks import TASKS, get_task
+from diffpolicy_spec.rotations import ACTION_REPRS
 
-__all__ = ["ACTION_REPRS", "build", "make_env", "register_all"]
-
-ACTION_REPRS = ("absolute_rot6d", "absolute", "delta")
+__all__ = ["build", "make_env", "register_all"]
 
 
 def make_env(

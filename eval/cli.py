@@ -8,30 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffpolicy_spec.optional import require
+from diffpolicy_spec.command import command
 
 __all__ = ["main"]
 
 
-def _evaluate(cfg: Any) -> None:
-    from omegaconf import OmegaConf
-
-    from diffpolicy_spec.eval.evaluate import run
+def _prepare(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from diffpolicy_spec.eval.settings import prepare
 
-    config = OmegaConf.to_container(cfg, resolve=True)
-    try:
-        settings = prepare(config)
-    except (ValueError, OSError, ImportError) as error:
-        # What the user gave is wrong: the message says all there is to say, a traceback would bury it.
-        raise SystemExit(f"dps-eval: {error}") from None
-    run(settings, config)
+    return prepare(config), config
+
+
+def _run(prepared: tuple[Any, dict[str, Any]]) -> None:
+    from diffpolicy_spec.eval.evaluate import run
+
+    run(*prepared)
 
 
 def main() -> None:
     """Entry point; the options are those of configs/eval.yaml (`--config-name demo` for the demo)."""
-    hydra = require("hydra", extra="eval", needed_by="dps-eval")
-    hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name="eval")(_evaluate)()
+    command("dps-eval", "eval", "eval", _prepare, _run)
 
 
 if __name__ == "__main__":

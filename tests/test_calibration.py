@@ -57,3 +57,22 @@ def test_gains_apply_each_row_its_own_step(starts):
     out = gains.apply(window, dx)
     for b, i in window.valid.nonzero().tolist():
         torch.testing.assert_close(out[b, i], dx[b, i] @ gains.G[window.steps[b, i]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"gains.timesteps": None}, "calibrate again"),
+    ({"gains.timesteps": torch.arange(3)}, "timesteps"),
+    ({"gains.G": torch.zeros(4, 3)}, r"\(K, D, D\)"),
+    ({"gains.G": torch.full((4, 3, 3), torch.nan)}, "NaN"),
+])  # fmt: skip
+def test_damaged_gains_are_refused(change, message):
+    state = Gains(G=torch.zeros(4, 3, 3), timesteps=torch.arange(4)).state_dict() | change
+    with pytest.raises(ValueError, match=message):
+        Gains.from_state_dict({key: value for key, value in state.items() if value is not None})
+
+
+def test_settings_that_cannot_be_used_are_refused():
+    target = gaussian(3)
+    for change in ({"perturbations": 0}, {"scale": 0.0}, {"ridge": -1.0}):
+        with pytest.raises(ValueError, match="calibration needs"):
+            calibrate(target.denoiser(SCHEDULE), SCHEDULE, (4, 3, 1), **change)

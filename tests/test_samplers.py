@@ -83,3 +83,18 @@ def test_unknown_names_list_the_known_ones():
         bind(SamplerConfig(options={"drafter": "oracle"}), CONFIG)
     with pytest.raises(ValueError, match="gain"):
         bind(SamplerConfig(options={"gain": "maybe"}), CONFIG)
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    (SamplerConfig(options={"window": 0}), "at least 1"),
+    (SamplerConfig(options={"window": 2.5}), "whole number"),
+    (SamplerConfig(options={"window": [1, 2]}), "each of 30 steps"),
+    (SamplerConfig(options={"window": "wide"}), "whole number"),
+    (SamplerConfig(num_inference_steps=10, eta=0.0), "eta = 0"),
+    (SamplerConfig(num_inference_steps=2.5), "whole number"),
+    (SamplerConfig("paradigms", options={"tolerance": -0.1}), "tolerance"),
+    (SamplerConfig("paradigms", options={"window": 0}), "at least 1"),
+])  # fmt: skip
+def test_what_cannot_be_sampled_is_refused_when_it_is_bound(config, message):
+    with pytest.raises(ValueError, match=message):
+        bind(config, CONFIG)

@@ -133,6 +133,11 @@ def test_bad_arguments_are_refused():
         sample_speculative(DENOISE, SCHEDULE, torch.randn(6))
     with pytest.raises(ValueError, match="NaN"):
         sample_ddpm(DENOISE, SCHEDULE, torch.full((1, 6, 1), torch.nan))
+    with pytest.raises(ValueError, match="no chains"):
+        sample_ddpm(DENOISE, SCHEDULE, torch.zeros(0, 6, 1))
+    steps = torch.full((40, 1, 6, 1), torch.inf)
+    with pytest.raises(ValueError, match="NaN"):
+        sample_ddpm(DENOISE, SCHEDULE, Noise(torch.zeros(1, 6, 1), steps, torch.rand(40, 1)))
     with pytest.raises(ValueError, match="does not fit a schedule of 40"):
         sample_ddpm(DENOISE, SCHEDULE, Noise(torch.randn(1, 6, 1), torch.randn(39, 1, 6, 1), torch.rand(39, 1)))
     with pytest.raises(ValueError, match="window must be at least 1"):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy, build_network
 from diffpolicy_spec.policies.errors import NormalizationError
@@ -106,6 +107,10 @@ def load_native(path: str | Path, device: torch.device | str = "cpu") -> Diffusi
         raise CheckpointError(f"{path / MODEL} has unexpected tensors: {_some(strangers)}")
     _load_weights(network, weights, path / MODEL)
     speculation = _read_tensors(path / SPECULATION) if (path / SPECULATION).exists() else None
+    try:
+        Gains.from_state_dict(speculation or {})
+    except ValueError as error:
+        raise CheckpointError(f"{path / SPECULATION}: {error}") from error
     try:
         normalizer = LinearNormalizer.from_state_dict(statistics)
         policy = DiffusionPolicy(policy_config, network, normalizer, config["scheduler"], speculation)

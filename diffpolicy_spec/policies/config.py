@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["ACTION_REPRS", "PolicyConfig", "UnetConfig"]
+from diffpolicy_spec.rotations import ACTION_REPRS
 
-ACTION_REPRS = ("absolute_rot6d", "absolute", "delta")
-"""Action representations that `diffpolicy_spec.envs.make_env(action_repr=...)` knows."""
+__all__ = ["PolicyConfig", "UnetConfig"]
+
 
 
 @dataclass(frozen=True)

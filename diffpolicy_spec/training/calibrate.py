@@ -7,7 +7,6 @@ Settings and their defaults: configs/calibrate.yaml. Gains change what sampling 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from diffpolicy_spec.calibration import calibrate
 from diffpolicy_spec.checkpoints import load_policy
 from diffpolicy_spec.checkpoints.native import save_speculation
 from diffpolicy_spec.checkpoints.shipped import resolve
+from diffpolicy_spec.command import command
 from diffpolicy_spec.data import cut_sequences, read_robomimic
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.policies import DiffusionPolicy
@@ -75,16 +75,7 @@ def run(cfg: dict[str, Any]) -> Path:
 
 def main() -> None:
     """Entry point of dps-calibrate."""
-    hydra = require("hydra", extra="train", needed_by="dps-calibrate")
-    omegaconf = require("omegaconf", extra="train", needed_by="dps-calibrate")
-
-    def body(cfg: Any) -> None:
-        try:
-            run(omegaconf.OmegaConf.to_container(cfg, resolve=True))
-        except (ValueError, OSError, ImportError) as error:
-            sys.exit(f"dps-calibrate: {error}")
-
-    hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name="calibrate")(body)()
+    command("dps-calibrate", "calibrate", "train", run)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ Settings and their defaults: configs/train.yaml. Run again with the same setting
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diffpolicy_spec.command import command
 from diffpolicy_spec.data import Episode, read_robomimic
 from diffpolicy_spec.device import parse_device
-from diffpolicy_spec.optional import require
 from diffpolicy_spec.policies import PolicyConfig
 from diffpolicy_spec.training.config import TrainConfig
 from diffpolicy_spec.training.loop import POLICY, train
@@ -76,17 +75,7 @@ def run(cfg: dict[str, Any]) -> Path:
 
 def main() -> None:
     """Entry point of dps-train."""
-    hydra = require("hydra", extra="train", needed_by="dps-train")
-    omegaconf = require("omegaconf", extra="train", needed_by="dps-train")
-
-    def body(cfg: Any) -> None:
-        try:
-            run(omegaconf.OmegaConf.to_container(cfg, resolve=True))
-        except (ValueError, OSError, ImportError) as error:
-            # Errors of ours say what to do; hydra would bury them under its own advice.
-            sys.exit(f"dps-train: {error}")
-
-    hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name="train")(body)()
+    command("dps-train", "train", "train", run)
 
 
 if __name__ == "__main__":
