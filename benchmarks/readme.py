@@ -20,8 +20,8 @@ REPORTS = {"demo": ROOT / "outputs" / "demo", "lift100": ROOT / "outputs" / "lif
 
 def tables_of(report: str) -> str:
     """The markdown tables of a text, without what stands around them."""
-    lines = [line for line in report.splitlines() if line.startswith("|")]
-    return "\n".join(lines) + "\n"
+    tables = re.findall(r"(?:^\|.*\n)+", report + "\n", flags=re.MULTILINE)
+    return "\n".join(tables)
 
 
 def fill(readme: str, tables: dict[str, str]) -> str:
