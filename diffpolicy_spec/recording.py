@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ __all__ = ["Denoise", "Recorder"]
 
 # denoise(x: (N, Tp, Da), t: (N,) long, chain: (N,) long) -> (N, Tp, Da), the network's prediction.
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-_T = TypeVar("_T")
 
 
 class Recorder:
@@ -84,7 +81,7 @@ class Recorder:
             timesteps=self._schedule.timesteps.clone(), calls=per_chain(ones), evaluations=per_chain(rows),
             drafted=per_chain(rows - 1) if drafts else per_chain(torch.zeros_like(rows)), accepted=per_chain(accepted),
             rejected=per_chain(rejected), accepted_lengths=lengths, tested_at=tested_at, accepted_at=accepted_at,
-            time=TimeSplit(total=total, **self._seconds),
+            time=TimeSplit(total=total, **(self._seconds if drafts else {"network": self._seconds["network"]})),
         )  # fmt: skip
 
     def _now(self) -> float:

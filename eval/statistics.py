@@ -116,10 +116,7 @@ def _latency(chunks: Sequence[ChunkRecord]) -> Latency:
 
 def _shares(chunks: Sequence[ChunkRecord]) -> TimeShares:
     calls = {c.call: (c.network_ms, c.draft_ms, c.verify_ms, c.other_ms) for c in chunks}
-    network, draft, verify, other = (float(v) for v in np.mean(list(calls.values()), axis=0))
-    if not any(c.drafted for c in chunks):
-        draft, verify, other = 0.0, 0.0, draft + verify + other
-    return TimeShares(network, draft, verify, other)
+    return TimeShares(*(float(v) for v in np.mean(list(calls.values()), axis=0)))
 
 
 def summarize(

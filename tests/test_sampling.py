@@ -109,6 +109,9 @@ def test_the_time_split_adds_up():
     assert time.other >= 0
     assert 0 < time.overhead < 1
     assert time.network + time.draft + time.verify + time.other == pytest.approx(time.total)
+    sequential = sample_ddpm(DENOISE, SCHEDULE, noise()).stats.time  # drafts nothing: its updates are "other"
+    assert sequential.draft == sequential.verify == 0
+    assert sequential.other > 0
 
 
 def test_network_in_half_precision_keeps_the_state_in_float32():
