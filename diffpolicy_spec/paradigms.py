@@ -9,12 +9,15 @@ from .noise import Noise, as_noise
 from .recording import Denoise, Recorder
 from .schedule import Schedule
 from .stats import Sample
-from .window import make_window, window_sizes
+from .window import DEFAULT_WINDOW, make_window, window_sizes
 
-__all__ = ["check_paradigms", "sample_paradigms"]
+__all__ = ["DEFAULT_TOLERANCE", "check_paradigms", "sample_paradigms"]
+
+DEFAULT_TOLERANCE = 0.1
+"""Of a state's movement, in units of its step's sigma."""
 
 
-def check_paradigms(window: int, tolerance: float) -> None:
+def check_paradigms(window: int = DEFAULT_WINDOW, tolerance: float = DEFAULT_TOLERANCE) -> None:
     """Raise ValueError for a window that is not a positive number or a negative tolerance."""
     window_sizes(window, 1, "cpu")
     if not tolerance >= 0:
@@ -28,8 +31,8 @@ def sample_paradigms(
     noise: Noise | Tensor,
     *,
     generator: torch.Generator | None = None,
-    window: int = 32,
-    tolerance: float = 0.1,
+    window: int = DEFAULT_WINDOW,
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> Sample:
     """Slide a window over the chain and iterate all its states at once (Shih et al. 2023, arXiv 2305.16317, Alg. 1).
 

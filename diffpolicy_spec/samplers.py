@@ -16,7 +16,7 @@ from .paradigms import check_paradigms, sample_paradigms
 from .sampling import Denoise, check_speculative, sample_ddim, sample_ddpm, sample_speculative
 from .schedule import Schedule
 from .stats import Sample
-from .window import window_sizes
+from .window import DEFAULT_WINDOW, window_sizes
 
 __all__ = ["BoundSampler", "SamplerConfig", "bind", "make_drafter"]
 
@@ -90,7 +90,8 @@ class BoundSampler:
             return sample_paradigms(denoise, self.schedule, noise, generator=generator, **options)
         return sample_speculative(
             denoise, self.schedule, noise, generator=generator, drafter=self.drafter,
-            window=options.get("window", 32), warm_start=warm_start if options.get("warm_start", True) else None,
+            window=options.get("window", DEFAULT_WINDOW),
+            warm_start=warm_start if options.get("warm_start", True) else None,
         )  # fmt: skip
 
 
@@ -106,11 +107,11 @@ def bind(
     eta = 0.0 if config.method == "ddim" and config.eta is None else config.eta
     schedule = Schedule.from_diffusers(scheduler_config, config.num_inference_steps, eta=eta)
     if config.method == "paradigms":
-        check_paradigms(config.options.get("window", 32), config.options.get("tolerance", 0.1))
+        check_paradigms(**config.options)
     if config.method != "speculative":
         return BoundSampler(config, schedule)
     check_speculative(schedule)
-    window_sizes(config.options.get("window", 32), schedule.num_steps, "cpu")
+    window_sizes(config.options.get("window", DEFAULT_WINDOW), schedule.num_steps, "cpu")
     gains = Gains.from_state_dict(speculation) if speculation else None
     return BoundSampler(config, schedule, make_drafter(config.options, schedule, gains))
 

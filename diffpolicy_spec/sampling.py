@@ -19,7 +19,7 @@ from .recording import Denoise, Recorder
 from .schedule import Schedule, ScheduleError
 from .stats import Sample
 from .verification import verify_steps
-from .window import make_window, window_sizes
+from .window import DEFAULT_WINDOW, make_window, window_sizes
 
 __all__ = ["Denoise", "check_speculative", "sample_ddim", "sample_ddpm", "sample_speculative"]
 
@@ -60,7 +60,7 @@ def sample_speculative(
     *,
     generator: torch.Generator | None = None,
     drafter: Drafter | None = None,
-    window: int | Sequence[int] | Tensor = 32,
+    window: int | Sequence[int] | Tensor = DEFAULT_WINDOW,
     warm_start: Tensor | None = None,
 ) -> Sample:
     """The same law as `sample_ddpm` (or `sample_ddim` with eta > 0), in few sequential calls.

@@ -84,10 +84,15 @@ class SampleStats:
         return self.accepted.to(torch.float64) / (self.accepted + self.rejected).to(torch.float64)
 
     @property
+    def wasted(self) -> Tensor:
+        """(B,) long, rows evaluated for drafted states that were then dropped: a call keeps its first row and those
+        accepted."""
+        return (self.evaluations - self.calls - self.accepted).clamp(min=0)
+
+    @property
     def rejection_waste(self) -> Tensor:
         """(B,) float, rows evaluated for drafted states that were then dropped / rows evaluated."""
-        kept = self.calls + self.accepted
-        return (self.evaluations - kept).clamp(min=0).to(torch.float64) / self.evaluations.to(torch.float64)
+        return self.wasted.to(torch.float64) / self.evaluations.to(torch.float64)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from .schedule import StepTables
 
-__all__ = ["Draft", "Response", "Window", "make_window", "window_sizes"]
+__all__ = ["DEFAULT_WINDOW", "Draft", "Response", "Window", "make_window", "window_sizes"]
+
+DEFAULT_WINDOW = 32
+"""Rows of a round where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def window_sizes(window: int | Sequence[int] | Tensor, num_steps: int, device: t
     Raises:
         ValueError: not a whole number, a number below 1, or not one per step.
     """
-    numbers = [window] if isinstance(window, int | float | str) else list(window)
+    given = window.tolist() if isinstance(window, Tensor) else window
+    numbers = [given] if isinstance(given, int | float | str) else list(given)
     if any(isinstance(n, bool | str) or int(n) != n for n in numbers):
         raise ValueError(f"window must be a whole number or one for each step, got {window!r}")
     sizes = torch.as_tensor(window, dtype=torch.long, device=device)

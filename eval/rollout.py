@@ -112,8 +112,8 @@ def _records(output: Any, latency_ms: float, episodes: Sequence[_Episode], call:
     stats = output.sample.stats
     split = stats.time
     network, draft, verify = (1e3 * v for v in (split.network, split.draft, split.verify))
-    columns = (stats.calls, stats.evaluations, stats.drafted, stats.accepted, stats.rejected)
-    calls, evaluations, drafted, accepted, rejected = (column.tolist() for column in columns)
+    columns = (stats.calls, stats.evaluations, stats.drafted, stats.accepted, stats.rejected, stats.wasted)
+    calls, evaluations, drafted, accepted, rejected, wasted = (column.tolist() for column in columns)
     tested_at, accepted_at = stats.tested_at.tolist(), stats.accepted_at.tolist()
     return [
         ChunkRecord(
@@ -132,8 +132,7 @@ def _records(output: Any, latency_ms: float, episodes: Sequence[_Episode], call:
             drafted=drafted[i],
             accepted=accepted[i],
             rejected=rejected[i],
-            # A call keeps its first row; every other row was a drafted state, and kept if accepted.
-            wasted=max(0, evaluations[i] - calls[i] - accepted[i]),
+            wasted=wasted[i],
             tested_at=tuple(tested_at[i]),
             accepted_at=tuple(accepted_at[i]),
         )

@@ -39,7 +39,7 @@ def test_a_window_schedule_by_step_is_obeyed_and_saves_rows():
     one = noise(1)
     varied = sample_speculative(denoise, SCHEDULE, one, drafter=Nearest(), window=sizes)
     assert all(rows == min(sizes[k], SCHEDULE.num_steps - k) for k, rows in seen)
-    wide = sample_speculative(DENOISE, SCHEDULE, one, drafter=Nearest(), window=16)
+    wide = sample_speculative(DENOISE, SCHEDULE, one, drafter=Nearest(), window=torch.tensor(16))
     assert int(varied.stats.evaluations) < int(wide.stats.evaluations)
 
 
