@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow tables lint constraints clean
+.PHONY: demo test test-slow tables docs lint constraints clean
 
 demo: .venv/.installed
 	$(BIN)/dps-eval --config-name demo
@@ -20,6 +20,10 @@ test-slow: .venv/.installed
 tables: .venv/.installed
 	$(BIN)/python benchmarks/readme.py
 
+# The documentation site, into site/; a warning is an error. `make test` builds it, too (tests/test_docs.py).
+docs: .venv/.installed
+	$(BIN)/mkdocs build --strict --quiet
+
 lint: .venv/.installed
 	$(BIN)/ruff check . && $(BIN)/mypy
 
@@ -34,4 +38,4 @@ constraints: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info
