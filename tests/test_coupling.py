@@ -2,14 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from closed_form import ALPHA
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from diffpolicy_spec.coupling import accept_reflection, reflect, reflection_coupling
 
 N = 200_000
+
+# --- the reflection coupling at chosen means ---
 
 
 @pytest.mark.parametrize("dim", [1, 3, 32])
@@ -57,3 +62,128 @@ def test_a_wrong_coupling_fails_the_same_check(wrong):
     accepted = accept_reflection(v.expand_as(xi), xi, u)
     z = v + xi if wrong == "always" else torch.where(accepted[:, None], v + xi, torch.randn(N, 2, generator=g))
     assert stats.kstest(z[:, 0].double().numpy(), "norm").pvalue < ALPHA
+
+
+# --- properties over extreme means and scales ---
+
+ROWS = 4_000
+properties = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+
+dtypes = st.sampled_from([torch.float32, torch.float64])
+dims = st.one_of(st.sampled_from([1, 2, 512]), st.integers(1, 512))
+distances = st.one_of(st.just(0.0), st.floats(-12.0, 6.0).map(lambda p: 10.0**p))
+directions = st.sampled_from(["random", "one coordinate", "one huge coordinate", "all equal"])
+seeds = st.integers(0, 2**31 - 1)
+
+
+def unit(direction: str, dim: int, generator: torch.Generator) -> torch.Tensor:
+    """(D,) float64 of norm 1; "one huge coordinate" outweighs the others by 1e6."""
+    e = torch.randn(dim, generator=generator, dtype=torch.float64)
+    if direction == "one coordinate":
+        e = torch.zeros_like(e)
+        e[dim // 2] = -1.0
+    elif direction == "one huge coordinate":
+        e[dim // 2] = 1e6
+    elif direction == "all equal":
+        e = torch.ones_like(e)
+    return e / e.norm()
+
+
+def draws(rows: int, dim: int, dtype: torch.dtype, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """xi: (rows, D) and u: (rows,), the ends of [0, 1) among them."""
+    xi = torch.randn(rows, dim, generator=generator, dtype=dtype)
+    u = torch.rand(rows, generator=generator, dtype=dtype)
+    u[0], u[1] = 0.0, 1 - torch.finfo(dtype).eps / 2
+    return xi, u
+
+
+@properties
+@given(direction=directions, distance=distances, dim=dims, dtype=dtypes, seed=seeds)
+@example(direction="one huge coordinate", distance=1e6, dim=512, dtype=torch.float32, seed=0)
+@example(direction="all equal", distance=1e-12, dim=512, dtype=torch.float32, seed=1)
+@example(direction="random", distance=0.0, dim=1, dtype=torch.float32, seed=2)
+def test_the_output_is_the_draft_or_its_noise_mirrored(direction, distance, dim, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    v = (distance * unit(direction, dim, generator)).to(dtype).expand(256, dim)
+    xi, u = draws(256, dim, dtype, generator)
+    accepted, z = reflection_coupling(v, xi, u)
+    assert z.dtype == dtype
+    assert bool(torch.isfinite(z).all())
+    assert torch.equal(z[accepted], (v + xi)[accepted])
+    # a reflection keeps lengths, and turns the component along v round: rejected or not, it must be one
+    mirrored, eps = reflect(v, xi), torch.finfo(dtype).eps
+    torch.testing.assert_close(z[~accepted], mirrored[~accepted], rtol=0, atol=0)
+    torch.testing.assert_close(mirrored.norm(dim=1), xi.norm(dim=1), rtol=16 * eps * math.sqrt(dim), atol=0)
+    if distance > 0:
+        e = unit_rows(v)
+        along, before = (mirrored.double() * e).sum(1), (xi.double() * e).sum(1)
+        torch.testing.assert_close(along, -before, rtol=0, atol=64 * eps * math.sqrt(dim))
+        torch.testing.assert_close(mirrored.double() - along[:, None] * e, xi.double() - before[:, None] * e,
+                                   rtol=0, atol=64 * eps * math.sqrt(dim))  # fmt: skip
+    else:
+        assert bool(accepted.all())
+        assert torch.equal(mirrored, xi)
+
+
+def unit_rows(v: torch.Tensor) -> torch.Tensor:
+    """(..., D) float64 v / |v|, scaled first so that nothing under- or overflows."""
+    scaled = v.double() / v.double().abs().amax(-1, keepdim=True)
+    return scaled / scaled.norm(dim=-1, keepdim=True)
+
+
+@properties
+@given(direction=directions, distance=distances, dim=dims, dtype=dtypes, seed=seeds)
+@example(direction="random", distance=2.0, dim=512, dtype=torch.float32, seed=3)
+@example(direction="one huge coordinate", distance=0.5, dim=8, dtype=torch.float32, seed=4)
+def test_the_draft_is_kept_as_often_as_can_be(direction, distance, dim, dtype, seed):
+    """2 Phi(-|v|/2) = 1 - TV in 4,000 draws, by an exact binomial test: a deviation of 0.04 at most goes unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    v = (distance * unit(direction, dim, generator)).to(dtype).expand(ROWS, dim)
+    xi = torch.randn(ROWS, dim, generator=generator, dtype=dtype)
+    u = torch.rand(ROWS, generator=generator, dtype=dtype)
+    kept = int(accept_reflection(v, xi, u).sum())
+    assert stats.binomtest(kept, ROWS, math.erfc(distance / 2 / math.sqrt(2))).pvalue > ALPHA
+
+
+@properties
+@given(low=st.floats(-6.0, 2.0), width=st.floats(0.0, 4.0), dim=dims, dtype=dtypes, seed=seeds)
+@example(low=0.0, width=0.0, dim=512, dtype=torch.float32, seed=5)
+def test_the_output_is_normal_for_means_that_differ_from_row_to_row(low, width, dim, dtype, seed):
+    """|v| log-uniform, direction random: along each row's own e, and in length, the output is N(0, I)."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10 ** (low + width * torch.rand(ROWS, 1, generator=generator, dtype=torch.float64))
+    e = torch.randn(ROWS, dim, generator=generator, dtype=torch.float64)
+    v = (scale * e / e.norm(dim=1, keepdim=True)).to(dtype)
+    xi = torch.randn(ROWS, dim, generator=generator, dtype=dtype)
+    u = torch.rand(ROWS, generator=generator, dtype=dtype)
+    _, z = reflection_coupling(v, xi, u)
+    z = z.double()
+    for view in ((z * unit_rows(v)).sum(1), z[:, 0]):
+        assert stats.kstest(view.numpy(), "norm").pvalue > ALPHA
+    assert stats.kstest((z**2).sum(1).numpy(), "chi2", args=(dim,)).pvalue > ALPHA
+
+
+@properties
+@given(distance=distances, dim=dims, dtype=dtypes, seed=seeds)
+def test_rows_do_not_know_of_each_other(distance, dim, dtype, seed):
+    """Leading axes are a batch: (4, 8) rows at once are the 32 rows."""
+    generator = torch.Generator().manual_seed(seed)
+    v = (distance * torch.randn(4, 8, dim, generator=generator, dtype=torch.float64)).to(dtype)
+    xi = torch.randn(4, 8, dim, generator=generator, dtype=dtype)
+    u = torch.rand(4, 8, generator=generator, dtype=dtype)
+    accepted, z = reflection_coupling(v, xi, u)
+    flat_accepted, flat = reflection_coupling(v.flatten(0, 1), xi.flatten(0, 1), u.flatten())
+    assert torch.equal(accepted.flatten(), flat_accepted)
+    assert torch.equal(z.flatten(0, 1), flat)
+
+
+@properties
+@given(logs=st.lists(st.floats(-12.0, 6.0), min_size=2, max_size=8), dim=dims, dtype=dtypes, seed=seeds)
+def test_a_larger_u_keeps_more(logs, dim, dtype, seed):
+    """accept iff log(1 - U) <= log ratio: once kept, kept for every larger U."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.stack([10.0**p * unit("random", dim, generator) for p in logs]).to(dtype)
+    xi = torch.randn(len(logs), dim, generator=generator, dtype=dtype)
+    u = torch.from_numpy(np.linspace(0, 1, 65)[:-1]).to(dtype)
+    kept = accept_reflection(v[:, None], xi[:, None], u.expand(len(logs), 64))
+    assert bool((kept.long().diff(dim=1) >= 0).all())
