@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import tomllib
@@ -12,8 +13,10 @@ from markdown import Extension, Markdown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 _laid_out: list[Path] = []
 
 
@@ -55,9 +58,36 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """The pictures of benchmarks/results stand beside the pages, under their own names."""
-    for picture in sorted((ROOT / "benchmarks" / "results").glob("*.png")):
+    for picture in sorted(RESULTS.glob("*.png")):
         files.append(File.generated(config, picture.name, abs_src_path=str(picture)))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """What a page lists completely without naming it: sampler configurations, and results without a section."""
+    markdown = markdown.replace("[table of samplers]", samplers())
+    return markdown.replace("[other results]", other_results(markdown))
+
+
+def samplers() -> str:
+    """A table of configs/sampler: the name, and the comment its file begins with."""
+    lines = ["| Name | What it is |", "|---|---|"]
+    for path in sorted((ROOT / "configs" / "sampler").glob("*.yaml")):
+        comment = re.match(r"(?:#.*\n)*", path.read_text())
+        text = " ".join(line.lstrip("# ") for line in (comment[0] if comment else "").splitlines())
+        lines.append(f"| `{path.stem}` | {text} |")
+    return "\n".join(lines)
+
+
+def other_results(markdown: str) -> str:
+    """The files of benchmarks/results that a page does not include itself, each under its title or its name."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.md")):
+        if f'--8<-- "{path.name}"' in markdown:
+            continue
+        title, text = re.match(r"\s*(?:# (.*)\n)?([\s\S]*)", path.read_text()).groups()  # type: ignore[union-attr]
+        parts += [f"## {title or path.stem}", re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()]
+    return "\n\n".join(parts)
 
 
 def on_shutdown() -> None:
