@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from closed_form import ALPHA
-from hypothesis import example, given, settings
+from coupling_inputs import ROWS, dims, directions, distances, draws, dtypes, laws, properties, seeds, unit, unit_rows
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -66,37 +67,6 @@ def test_a_wrong_coupling_fails_the_same_check(wrong):
 
 # --- properties over extreme means and scales ---
 
-ROWS = 4_000
-properties = settings(derandomize=True, deadline=None, database=None, max_examples=60)
-
-dtypes = st.sampled_from([torch.float32, torch.float64])
-dims = st.one_of(st.sampled_from([1, 2, 512]), st.integers(1, 512))
-distances = st.one_of(st.just(0.0), st.floats(-12.0, 6.0).map(lambda p: 10.0**p))
-directions = st.sampled_from(["random", "one coordinate", "one huge coordinate", "all equal"])
-seeds = st.integers(0, 2**31 - 1)
-
-
-def unit(direction: str, dim: int, generator: torch.Generator) -> torch.Tensor:
-    """(D,) float64 of norm 1; "one huge coordinate" outweighs the others by 1e6."""
-    e = torch.randn(dim, generator=generator, dtype=torch.float64)
-    if direction == "one coordinate":
-        e = torch.zeros_like(e)
-        e[dim // 2] = -1.0
-    elif direction == "one huge coordinate":
-        e[dim // 2] = 1e6
-    elif direction == "all equal":
-        e = torch.ones_like(e)
-    return e / e.norm()
-
-
-def draws(rows: int, dim: int, dtype: torch.dtype, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """xi: (rows, D) and u: (rows,), the ends of [0, 1) among them."""
-    xi = torch.randn(rows, dim, generator=generator, dtype=dtype)
-    u = torch.rand(rows, generator=generator, dtype=dtype)
-    u[0], u[1] = 0.0, 1 - torch.finfo(dtype).eps / 2
-    return xi, u
-
-
 @properties
 @given(direction=directions, distance=distances, dim=dims, dtype=dtypes, seed=seeds)
 @example(direction="one huge coordinate", distance=1e6, dim=512, dtype=torch.float32, seed=0)
@@ -125,13 +95,7 @@ def test_the_output_is_the_draft_or_its_noise_mirrored(direction, distance, dim,
         assert torch.equal(mirrored, xi)
 
 
-def unit_rows(v: torch.Tensor) -> torch.Tensor:
-    """(..., D) float64 v / |v|, scaled first so that nothing under- or overflows."""
-    scaled = v.double() / v.double().abs().amax(-1, keepdim=True)
-    return scaled / scaled.norm(dim=-1, keepdim=True)
-
-
-@properties
+@laws
 @given(direction=directions, distance=distances, dim=dims, dtype=dtypes, seed=seeds)
 @example(direction="random", distance=2.0, dim=512, dtype=torch.float32, seed=3)
 @example(direction="one huge coordinate", distance=0.5, dim=8, dtype=torch.float32, seed=4)
@@ -145,7 +109,7 @@ def test_the_draft_is_kept_as_often_as_can_be(direction, distance, dim, dtype, s
     assert stats.binomtest(kept, ROWS, math.erfc(distance / 2 / math.sqrt(2))).pvalue > ALPHA
 
 
-@properties
+@laws
 @given(low=st.floats(-6.0, 2.0), width=st.floats(0.0, 4.0), dim=dims, dtype=dtypes, seed=seeds)
 @example(low=0.0, width=0.0, dim=512, dtype=torch.float32, seed=5)
 def test_the_output_is_normal_for_means_that_differ_from_row_to_row(low, width, dim, dtype, seed):
