@@ -1,4 +1,4 @@
-"""What the documentation site needs beyond mkdocs.yml: the package's sources, formulas as text, pictures of results."""
+"""What the documentation site needs beyond mkdocs.yml: the package's sources, formulas as text, lists, pictures."""
 
 from __future__ import annotations
 

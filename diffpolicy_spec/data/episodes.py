@@ -20,7 +20,7 @@ class Episode:
 
     Attributes:
         name: as in the file, e.g. "demo_3"; for messages.
-        obs: key -> (N, d) float32; obs[k][i] is what was seen before actions[i].
+        obs: key -> (N, d) float32; `obs[k][i]` is what was seen before `actions[i]`.
         actions: (N, Da) float32, in the policy's representation.
 
     Raises:
