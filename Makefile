@@ -22,7 +22,7 @@ tables: .venv/.installed
 
 # The documentation site, into site/; a warning is an error. `make test` builds it, too (tests/test_docs.py).
 docs: .venv/.installed
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/.installed
 	$(BIN)/ruff check . && $(BIN)/mypy

@@ -30,7 +30,8 @@ def site() -> dict[str, str]:
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
         built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         # --quiet would hide warnings from --strict.
-        assert built.returncode == 0 and "WARNING" not in built.stderr, built.stderr
+        assert built.returncode == 0, built.stderr
+        assert not re.search("^(WARNING|ERROR)", built.stderr, re.MULTILINE), built.stderr
         return {p.relative_to(folder).as_posix(): p.read_text() for p in Path(folder).rglob("*.html")}
 
 
