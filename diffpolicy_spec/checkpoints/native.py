@@ -3,6 +3,7 @@
     config.json              format name and version, policy, scheduler, storage dtype, where it came from
     model.safetensors        `model.*`: the network's (EMA) weights; `normalizer.params_dict.*`: float32 statistics
     speculation.safetensors  optional: what calibration found for this policy
+    speculation.json         optional: the quickest exact sampler of this policy, by device (`choice.record`)
 
 Nothing in it is ever unpickled. Weights may be stored as float16 to halve the file; the policy *is* what the stored
 weights say, computed in float32.
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.choice.record import ChoiceError, read_choices, write_choices
 from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy, build_network
@@ -77,6 +79,8 @@ def save_policy(
         _write_tensors(tensors, folder / MODEL)
         if policy.speculation is not None:
             save_speculation(policy.speculation, folder)
+        if policy.choices:
+            write_choices(policy.choices, folder)
         (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")
 
 
@@ -112,8 +116,12 @@ def load_native(path: str | Path, device: torch.device | str = "cpu") -> Diffusi
     except ValueError as error:
         raise CheckpointError(f"{path / SPECULATION}: {error}") from error
     try:
+        choices = read_choices(path)
+    except ChoiceError as error:
+        raise CheckpointError(str(error)) from error
+    try:
         normalizer = LinearNormalizer.from_state_dict(statistics)
-        policy = DiffusionPolicy(policy_config, network, normalizer, config["scheduler"], speculation)
+        policy = DiffusionPolicy(policy_config, network, normalizer, config["scheduler"], speculation, choices)
     except NormalizationError as error:
         raise CheckpointError(f"{path / MODEL}: {error}") from error
     return policy.to(device)

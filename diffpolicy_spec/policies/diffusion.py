@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy_spec.choice.record import Choice, resolve_auto
 from diffpolicy_spec.noise import Noise, draw_noise
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
@@ -69,6 +70,7 @@ class DiffusionPolicy:
         normalizer: statistics for every observation key and for "action".
         scheduler_config: config of the diffusers DDPMScheduler the policy was trained with.
         speculation: what calibration found (tensors by name), or None.
+        choices: what was found quickest, by device: what `SamplerConfig("auto")` stands for.
 
     Raises:
         NormalizationError: statistics are missing or have the wrong number of dimensions.
@@ -81,12 +83,14 @@ class DiffusionPolicy:
         normalizer: LinearNormalizer,
         scheduler_config: Mapping[str, Any],
         speculation: Mapping[str, Tensor] | None = None,
+        choices: Sequence[Choice] = (),
     ) -> None:
         normalizer.check({**config.obs_dims, "action": config.action_dim})
         self.config = config
         self.network = network.eval().requires_grad_(False)
         self.scheduler_config = dict(scheduler_config)
         self.speculation = None if speculation is None else dict(speculation)
+        self.choices = tuple(choices)
         self._place(normalizer)
 
     def _place(self, normalizer: LinearNormalizer) -> None:
@@ -116,6 +120,8 @@ class DiffusionPolicy:
     def bind(self, config: SamplerConfig | None = None) -> BoundSampler:
         """A sampler for this policy's chain, made once per config; None: the default, exact speculative one.
 
+        "auto" is what `dps-calibrate` found quickest on this device; where it did not run, the default, with a warning.
+
         Raises:
             ScheduleError: the scheduler config is not supported, or the chain cannot be sampled as asked.
             ValueError: gains are asked for and there are none for this chain.
@@ -124,6 +130,8 @@ class DiffusionPolicy:
         # Options may hold lists, which do not hash; their text does.
         key = repr(config)
         if key not in self._bound:
+            if config.method == "auto":
+                config = resolve_auto(config, self.choices, self.device)
             self._bound[key] = bind_sampler(config, self.scheduler_config, self.speculation)
         return self._bound[key]
 

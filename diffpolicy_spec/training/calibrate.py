@@ -1,8 +1,9 @@
-"""dps-calibrate: fit the gains of a checkpoint and store them beside it.
+"""dps-calibrate: fit the gains of a checkpoint, measure which exact sampler is quickest, store both beside it.
 
     dps-calibrate checkpoint=outputs/train/lift/policy dataset=data/lift.hdf5
+    dps-calibrate checkpoint=... gains=false device=cuda        # the choice alone, once per device
 
-Settings and their defaults: configs/calibrate.yaml. Gains change what sampling costs, never what it draws.
+Settings and their defaults: configs/calibrate.yaml. Both change what sampling costs, never what it draws.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ from diffpolicy_spec.calibration import calibrate
 from diffpolicy_spec.checkpoints import load_policy
 from diffpolicy_spec.checkpoints.native import save_speculation
 from diffpolicy_spec.checkpoints.shipped import resolve
+from diffpolicy_spec.choice.choose import choose
+from diffpolicy_spec.choice.record import Choice, with_choice, write_choices
+from diffpolicy_spec.choice.report import sentence, table
 from diffpolicy_spec.command import command
 from diffpolicy_spec.data import cut_sequences, read_robomimic
+from diffpolicy_spec.device import parse_device
+from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.samplers import SamplerConfig
+from diffpolicy_spec.training.moments import draw_moments
 
 __all__ = ["draw_conditions", "main", "run"]
+
+_SHOWN = 10  # rows of the printed table
 
 
 def draw_conditions(policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int) -> Tensor:
@@ -48,17 +57,36 @@ def run(cfg: dict[str, Any]) -> Path:
     """Calibrate as configs/calibrate.yaml says (resolved, as plain data); returns the checkpoint folder.
 
     Raises:
-        ValueError: settings that do not fit (CheckpointError and DataError are ValueErrors).
+        ValueError: settings that do not fit (CheckpointError, DataError and ScheduleError are ValueErrors).
         FileNotFoundError: no such dataset.
     """
     if cfg["checkpoint"] is None:
         raise ValueError("give checkpoint=PATH, the folder of a trained policy")
+    if not (cfg["gains"] or cfg["choice"]):
+        raise ValueError("gains=false and choice=false leave nothing to do")
     folder, dataset = resolve(cfg["checkpoint"]), Path(cfg["dataset"] or cfg["task"]["dataset"])
     torch.set_num_threads(int(cfg["num_threads"]))
-    policy = load_policy(folder)
+    policy = load_policy(folder, parse_device(cfg["device"]))
+    if cfg["gains"]:
+        gains = _fit_gains(policy, dataset, cfg)
+        # What else is stored for speculation stays.
+        others = {name: value for name, value in (policy.speculation or {}).items() if not name.startswith("gains.")}
+        stored = gains.state_dict()
+        save_speculation(others | stored, folder)
+        size = sum(value.nbytes for value in stored.values()) / 1e6
+        print(f"gains of {len(gains.timesteps)} steps, {size:.1f} MB: {folder}")
+        policy = load_policy(folder, policy.device)
+    if cfg["choice"]:
+        choice = _choose(policy, dataset, cfg)
+        write_choices(with_choice(policy.choices, choice), folder)
+        print(f"\n{table(choice, _SHOWN)}\n{sentence(choice)}: {folder}")
+    return folder
+
+
+def _fit_gains(policy: DiffusionPolicy, dataset: Path, cfg: dict[str, Any]) -> Gains:
     tqdm = require("tqdm", extra="train", needed_by="dps-calibrate").tqdm
     conditions = draw_conditions(policy, dataset, int(cfg["chains"]), cfg["filter"], int(cfg["seed"]))
-    gains = calibrate(
+    return calibrate(
         policy.denoiser(conditions),
         policy.bind(SamplerConfig("ddpm")).schedule,
         (len(conditions), policy.config.horizon, policy.config.action_dim),
@@ -66,11 +94,25 @@ def run(cfg: dict[str, Any]) -> Path:
         perturbations=int(cfg["perturbations"]),
         scale=float(cfg["scale"]),
         ridge=float(cfg["ridge"]),
+        device=policy.device,
         progress=lambda steps: tqdm(steps, desc="calibrate", unit="step", dynamic_ncols=True),
     )
-    save_speculation(gains.state_dict(), folder)
-    print(f"gains of {gains.G.shape[0]} steps, {tuple(gains.G.shape[1:])} each: {folder}")
-    return folder
+
+
+def _choose(policy: DiffusionPolicy, dataset: Path, cfg: dict[str, Any]) -> Choice:
+    tqdm = require("tqdm", extra="train", needed_by="dps-calibrate").tqdm
+    moments = draw_moments(policy, dataset, int(cfg["moments"]), cfg["filter"], int(cfg["seed"]))
+    return choose(
+        policy,
+        moments,
+        num_inference_steps=cfg["num_inference_steps"],
+        eta=cfg["eta"],
+        finalists=int(cfg["finalists"]),
+        timed=int(cfg["timed"]),
+        probes=int(cfg["probes"]),
+        seed=int(cfg["seed"]),
+        progress=lambda tried: tqdm(tried, desc="choose", unit="sampler", dynamic_ncols=True),
+    )
 
 
 def main() -> None:
