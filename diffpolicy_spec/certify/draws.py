@@ -60,13 +60,15 @@ def draw_chunks(
     begin = time.perf_counter()
     for i in progress(range(0, len(owner), batch)):
         who, which = owner[i : i + batch], number[i : i + batch]
-        noise = draw_noise((len(who), *shape), sampler.schedule, hashed_generator(*seed, i), device=policy.device)
+        generator = hashed_generator(*seed, i)
+        noise = draw_noise((len(who), *shape), sampler.schedule, generator, device=policy.device)
         warm = None
         if plans is not None:
             warm = plans[who, (which // 2) % plans.shape[1]].clone()
             warm[which % 2 == 0] = torch.nan
             warm = warm.to(policy.device)
-        sample = sampler(policy.denoiser(conditions[who].to(policy.device)), noise, warm_start=warm)
+        denoise = policy.denoiser(conditions[who].to(policy.device))
+        sample = sampler(denoise, noise, generator=generator, warm_start=warm)
         chunks.append(sample.x0.to("cpu", torch.float32))
         calls, rows = calls + int(sample.stats.calls.sum()), rows + int(sample.stats.evaluations.sum())
     cost = Cost(len(owner), calls / len(owner), rows / len(owner), time.perf_counter() - begin)

@@ -15,8 +15,10 @@ from torch import Tensor
 __all__ = ["RESOLUTION", "Pool", "make_pool"]
 
 RESOLUTION = 2.0**-14
-"""Chunks are rounded to multiples of this (in normalised action units, whose range is [-1, 1]) before any test: a clipped
-coordinate is an atom of the law, and unrounded the last bits of another batch size would look like another atom."""
+"""Chunks are rounded to multiples of this before any test (normalised action units, whose range is [-1, 1]).
+
+A clipped coordinate is an atom of the law; unrounded, the last bits of another batch size would look like another atom.
+"""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,9 @@ def _most_different(views: dict[str, Tensor], n: int) -> Score:
 def ks_distances(a: Tensor, b: Tensor) -> Tensor:
     """(V,) two-sample KS distances sup |F_a - F_b| of samples a: (V, n) and b: (V, m); ties are handled."""
     both, order = torch.cat([a, b], dim=1).sort(dim=1)
-    step = torch.cat([torch.full_like(a, 1 / a.shape[1]), torch.full_like(b, -1 / b.shape[1])], dim=1)
-    difference = step.double().gather(1, order).cumsum(1)
+    rise, fall = (torch.full_like(x, 1 / x.shape[1], dtype=torch.float64) for x in (a, b))
+    step = torch.cat([rise, -fall], dim=1)
+    difference = step.gather(1, order).cumsum(1)
     last_of_tie = torch.ones_like(both, dtype=torch.bool)
     last_of_tie[:, :-1] = both[:, 1:] != both[:, :-1]
     return (difference.abs() * last_of_tie).amax(1)
