@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .calibration import calibrate
-from .drafting import Nearest, Parent, Picard
+from .drafting import Model, Nearest, Parent, Picard
 from .gains import Gains
+from .inpainting import Inpainting
 from .noise import Noise, draw_noise
 from .paradigms import sample_paradigms
 from .samplers import BoundSampler, SamplerConfig, bind
 from .sampling import Denoise, sample_ddim, sample_ddpm, sample_speculative
 from .schedule import Schedule, ScheduleError
 from .stats import Sample, SampleStats, TimeSplit
+from .trees import sample_tree
+from .verification import verify_block, verify_steps
 
 if TYPE_CHECKING:
     from .checkpoints import load_policy
@@ -21,6 +24,8 @@ __all__ = [
     "BoundSampler",
     "Denoise",
     "Gains",
+    "Inpainting",
+    "Model",
     "Nearest",
     "Noise",
     "Parent",
@@ -39,6 +44,9 @@ __all__ = [
     "sample_ddpm",
     "sample_paradigms",
     "sample_speculative",
+    "sample_tree",
+    "verify_block",
+    "verify_steps",
 ]
 
 

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from .schedule import Schedule
 
-__all__ = ["Noise", "as_noise", "draw_noise"]
+__all__ = ["Generator", "Noise", "NoiseTable", "as_noise", "draw_noise"]
+
+Generator = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for a batch, one for each chain, or torch's default."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Noise:
 def draw_noise(
     shape: tuple[int, int, int],
     schedule: Schedule,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: Generator = None,
     device: torch.device | str = "cpu",
 ) -> Noise:
     """Draw the noise of `shape` = (B, Tp, Da) chains.
@@ -55,7 +58,38 @@ def draw_noise(
     )
 
 
-def as_noise(noise: Noise | Tensor, schedule: Schedule, generator: torch.Generator | None = None) -> Noise:
+class NoiseTable:
+    """The noise of a running sampler, (B, K, D) and (B, K); what a verifier has spent is drawn anew."""
+
+    def __init__(self, noise: Noise, generator: Generator) -> None:
+        K, B = noise.uniforms.shape
+        self.xi, self.u = noise.steps.transpose(0, 1).reshape(B, K, -1), noise.uniforms.T
+        self._generator, self._owned = generator, False
+
+    def redraw(self, chain: Tensor, steps: Tensor, rows: Tensor) -> None:
+        """Draw the noise of steps: (b, N) of chains: (b,) anew where rows: (b, N) says so.
+
+        With one generator for each chain, a chain's draws depend on its own generator only.
+        """
+        if not self._owned:  # the caller's tensors stay as they are
+            self.xi, self.u, self._owned = self.xi.clone(), self.u.clone(), True
+        chains, at = chain[:, None].expand_as(steps)[rows], steps[rows]
+        if self._generator is None or isinstance(self._generator, torch.Generator):
+            xi, u = _fresh(len(at), self.xi, self._generator)
+        else:
+            counts, owners = rows.sum(dim=1).tolist(), chain.tolist()
+            parts = [_fresh(n, self.xi, self._generator[c]) for n, c in zip(counts, owners, strict=True)]
+            xi, u = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.xi[chains, at], self.u[chains, at] = xi, u
+
+
+def _fresh(count: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    source = like.device if generator is None else generator.device
+    xi = torch.randn((count, like.shape[-1]), generator=generator, device=source)
+    return xi.to(like.device), torch.rand(count, generator=generator, device=source).to(like.device)
+
+
+def as_noise(noise: Noise | Tensor, schedule: Schedule, generator: Generator = None) -> Noise:
     """Complete and check what a sampler was given: a whole `Noise`, or only its start (B, Tp, Da).
 
     Raises:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .noise import Noise, as_noise
+from .inpainting import Inpainting
+from .noise import Generator, Noise
 from .recording import Denoise, Recorder
+from .sampling import prepare_noise, show
 from .schedule import Schedule
 from .stats import Sample
 from .window import DEFAULT_WINDOW, make_window, window_sizes
@@ -30,9 +32,10 @@ def sample_paradigms(
     schedule: Schedule,
     noise: Noise | Tensor,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     window: int = DEFAULT_WINDOW,
     tolerance: float = DEFAULT_TOLERANCE,
+    inpaint: Inpainting | None = None,
 ) -> Sample:
     """Slide a window over the chain and iterate all its states at once (Shih et al. 2023, arXiv 2305.16317, Alg. 1).
 
@@ -50,10 +53,10 @@ def sample_paradigms(
         ValueError: the tolerance is negative, or the window below 1.
     """
     check_paradigms(window, tolerance)
-    noise = as_noise(noise, schedule, generator)
+    noise = prepare_noise(noise, schedule, generator, inpaint)
     (B, *chunk), K, device = noise.start.shape, schedule.num_steps, noise.start.device
     tables, size = schedule.on(device), window_sizes(window, 1, device)
-    recorder = Recorder(denoise, schedule, tuple(noise.start.shape), device)
+    recorder = Recorder(denoise, schedule, tuple(noise.start.shape), device, inpaint=inpaint)
     xi = noise.steps.transpose(0, 1).reshape(B, K, -1)
     A, B_minus_1, sigma = (t.view(K, 1) for t in (tables.A, tables.B - 1, tables.sigma))
     x = noise.start.reshape(B, 1, -1).repeat(1, K + 1, 1)  # states not reached yet start at x_0
@@ -80,4 +83,4 @@ def sample_paradigms(
         recorder.round(active, at, w.sizes, ahead - 1, torch.zeros_like(at, dtype=torch.bool))
         k[active] = at + ahead
         active = active[k[active] < K]
-    return Sample(x0=x[:, K].reshape(B, *chunk), stats=recorder.stats())
+    return Sample(x0=show(x[:, K].reshape(B, *chunk), inpaint), stats=recorder.stats())

@@ -6,25 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .drafting import Drafter, Nearest, Parent, Picard
+from .drafting import Drafter, Model, Nearest, Parent, Picard
 from .gains import Gains
-from .noise import Noise
+from .inpainting import Inpainting
+from .noise import Generator, Noise
 from .paradigms import check_paradigms, sample_paradigms
 from .sampling import Denoise, check_speculative, sample_ddim, sample_ddpm, sample_speculative
 from .schedule import Schedule
 from .stats import Sample
+from .trees import check_tree, sample_tree
+from .verification import VERIFIERS
 from .window import DEFAULT_WINDOW, window_sizes
 
-__all__ = ["BoundSampler", "SamplerConfig", "bind", "make_drafter"]
+__all__ = ["DRAFTERS", "BoundSampler", "SamplerConfig", "bind", "make_drafter"]
+
+DRAFTERS = ("parent", "nearest", "drift", "drift_nearest", "model", "picard")
+"""Drafters by name."""
+
+_PICARD = ("memory", "gain", "ridge", "sweeps", "corrector", "first_sweeps")
 
 _OPTIONS: dict[str, frozenset[str]] = {
     "ddpm": frozenset(),
     "ddim": frozenset(),
     "paradigms": frozenset({"window", "tolerance"}),
-    "speculative": frozenset({"drafter", "window", "memory", "gain", "ridge", "sweeps", "warm_start"}),
+    "tree": frozenset({"children", "depth"}),
+    "speculative": frozenset({"drafter", "verifier", "window", "warm_start", *_PICARD}),
 }
 
 
@@ -33,12 +41,13 @@ class SamplerConfig:
     """How action chunks are drawn.
 
     Attributes:
-        method: "ddpm", "ddim", "paradigms" or "speculative".
+        method: "ddpm", "ddim", "paradigms", "tree" or "speculative".
         num_inference_steps: K; None for all training timesteps.
         eta: DDIM's eta; None keeps a DDPM chain (for "ddim": 0).
-        options: of "paradigms": window, tolerance. Of "speculative": drafter ("parent", "nearest", "picard"), window
-            (a number or K numbers), warm_start (bool), and for picard memory, ridge, sweeps and gain (True, False, or
-            "auto": where the checkpoint has gains for this schedule).
+        options: of "paradigms": window, tolerance. Of "tree": children, depth. Of "speculative": drafter (one of
+            DRAFTERS), verifier ("steps" or "block"), window (a number, K numbers, or "all"), warm_start (bool), and for
+            picard memory, ridge, sweeps, first_sweeps, and gain and corrector (True, False, or "auto": where the
+            checkpoint has gains for this schedule, or a draft network).
 
     Raises:
         ValueError: an unknown method or option.
@@ -72,65 +81,106 @@ class BoundSampler:
     schedule: Schedule
     drafter: Drafter | None = None
 
+    @property
+    def uses_draft(self) -> bool:
+        """Whether it wants a draft network."""
+        return isinstance(self.drafter, Model) or (isinstance(self.drafter, Picard) and self.drafter.corrector)
+
     def __call__(
         self,
         denoise: Denoise,
         noise: Noise | Tensor,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
         warm_start: Tensor | None = None,
+        draft: Denoise | None = None,
+        inpaint: Inpainting | None = None,
     ) -> Sample:
-        """Draw action chunks; see `sample_speculative` for the arguments. warm_start is used where the sampler can."""
+        """Draw action chunks; see `sample_speculative` for the arguments. What a sampler has no use for it ignores."""
         method, options = self.config.method, self.config.options
         if method == "ddpm":
-            return sample_ddpm(denoise, self.schedule, noise, generator=generator)
+            return sample_ddpm(denoise, self.schedule, noise, generator=generator, inpaint=inpaint)
         if method == "ddim":
-            return sample_ddim(denoise, self.schedule, noise, generator=generator)
+            return sample_ddim(denoise, self.schedule, noise, generator=generator, inpaint=inpaint)
         if method == "paradigms":
-            return sample_paradigms(denoise, self.schedule, noise, generator=generator, **options)
+            return sample_paradigms(denoise, self.schedule, noise, generator=generator, inpaint=inpaint, **options)
+        if method == "tree":
+            return sample_tree(denoise, self.schedule, noise, generator=generator, inpaint=inpaint, **options)
         return sample_speculative(
             denoise, self.schedule, noise, generator=generator, drafter=self.drafter,
-            window=options.get("window", DEFAULT_WINDOW),
+            verifier=VERIFIERS[options.get("verifier", "steps")], window=options.get("window", DEFAULT_WINDOW),
             warm_start=warm_start if options.get("warm_start", True) else None,
+            draft=draft if self.uses_draft else None, inpaint=inpaint,
         )  # fmt: skip
 
 
 def bind(
-    config: SamplerConfig, scheduler_config: Mapping[str, Any], speculation: Mapping[str, Tensor] | None = None
+    config: SamplerConfig,
+    scheduler_config: Mapping[str, Any],
+    speculation: Mapping[str, Tensor] | None = None,
+    *,
+    has_draft: bool = False,
 ) -> BoundSampler:
     """Bind a sampler to a policy's scheduler and to what is stored for speculation beside its checkpoint.
 
+    Args:
+        speculation: gains by name (`Gains.state_dict`), or None.
+        has_draft: whether a draft network will be given to the sampler's calls.
+
     Raises:
         ScheduleError: the chain cannot be sampled as asked.
-        ValueError: an option that cannot be used, such as a window below 1, or gains that are asked for and missing.
+        ValueError: an option that cannot be used, such as a window below 1, or what is asked for and missing.
     """
     eta = 0.0 if config.method == "ddim" and config.eta is None else config.eta
     schedule = Schedule.from_diffusers(scheduler_config, config.num_inference_steps, eta=eta)
     if config.method == "paradigms":
         check_paradigms(**config.options)
+    if config.method == "tree":
+        check_tree(**config.options)
+    if config.method in ("tree", "speculative"):
+        check_speculative(schedule)
     if config.method != "speculative":
         return BoundSampler(config, schedule)
-    check_speculative(schedule)
     window_sizes(config.options.get("window", DEFAULT_WINDOW), schedule.num_steps, "cpu")
+    if config.options.get("verifier", "steps") not in VERIFIERS:
+        raise ValueError(f"unknown verifier {config.options['verifier']!r}; known: {', '.join(VERIFIERS)}")
     gains = Gains.from_state_dict(speculation) if speculation else None
-    return BoundSampler(config, schedule, make_drafter(config.options, schedule, gains))
+    return BoundSampler(config, schedule, make_drafter(config.options, schedule, gains, has_draft=has_draft))
 
 
-def make_drafter(options: Mapping[str, Any], schedule: Schedule, gains: Gains | None = None) -> Drafter:
-    """The drafter that `SamplerConfig.options` names."""
+def make_drafter(
+    options: Mapping[str, Any], schedule: Schedule, gains: Gains | None = None, *, has_draft: bool = False
+) -> Drafter:
+    """The drafter that `SamplerConfig.options` names.
+
+    Raises:
+        ValueError: an unknown name, or gains or a draft network that are asked for and missing.
+    """
     name = options.get("drafter", "picard")
-    if name == "parent":
-        return Parent()
-    if name == "nearest":
-        return Nearest()
+    simple: dict[str, Drafter] = {
+        "parent": Parent(), "nearest": Nearest(), "drift": Parent("drift"), "drift_nearest": Nearest("drift"),
+        "model": Model(),
+    }  # fmt: skip
+    if name == "model" and not has_draft:
+        raise ValueError("drafter=model, but the checkpoint has no draft network: train one with dps-train draft=PATH")
+    if name in simple:
+        return simple[name]
     if name != "picard":
-        raise ValueError(f"unknown drafter {name!r}; known: parent, nearest, picard")
-    wanted = options.get("gain", "auto")
+        raise ValueError(f"unknown drafter {name!r}; known: {', '.join(DRAFTERS)}")
+    corrector = _asked(options, "corrector", has_draft, "has no draft network: train one with dps-train draft=PATH")
+    # Gains are fitted to the network, not to what a draft network leaves of it.
+    usable = gains is not None and gains.fit(schedule)
+    missing = "has no gains for this schedule: calibrate it, or gain=auto"
+    use = gains if _asked(options, "gain", usable, missing, auto=usable and not corrector) else None
+    given = {key: options[key] for key in ("memory", "ridge", "sweeps", "first_sweeps") if options.get(key) is not None}
+    return Picard(gains=use, corrector=corrector, **({"memory": 1 if use is not None or corrector else 3} | given))
+
+
+def _asked(options: Mapping[str, Any], key: str, there: bool, missing: str, auto: bool | None = None) -> bool:
+    """Whether to use something that is asked for with True, False or "auto"."""
+    wanted = options.get(key, "auto")
     if wanted not in (True, False, "auto"):
-        raise ValueError(f"gain must be true, false or auto, got {wanted!r}")
-    usable = gains if gains is not None and gains.fit(schedule) else None
-    if wanted is True and usable is None:
-        raise ValueError("gain=true, but the checkpoint has no gains for this schedule: calibrate it, or gain=auto")
-    use = usable if wanted is not False else None
-    given = {key: options[key] for key in ("memory", "ridge", "sweeps") if options.get(key) is not None}
-    return Picard(gains=use, **({"memory": 1 if use is not None else 3} | given))
+        raise ValueError(f"{key} must be true, false or auto, got {wanted!r}")
+    if wanted is True and not there:
+        raise ValueError(f"{key}=true, but the checkpoint {missing}")
+    return (there if auto is None else auto) if wanted == "auto" else wanted

@@ -51,6 +51,7 @@ class SampleStats:
         drafted: (B,) long, drafted steps that were sent to verification.
         accepted: (B,) long, drafted steps that were committed as drafted.
         rejected: (B,) long, drafted steps that were tested, failed and were corrected (one a round at most).
+        draft_calls: (B,) long, sequential calls of a draft network the chain took part in; 0 without one.
         accepted_lengths: (B, K + 1) long, rounds by the number of drafted steps they committed.
         tested_at: (B, K) long, tests whose outcome counted, by step.
         accepted_at: (B, K) long, tests passed, by step.
@@ -63,6 +64,7 @@ class SampleStats:
     drafted: Tensor
     accepted: Tensor
     rejected: Tensor
+    draft_calls: Tensor
     accepted_lengths: Tensor
     tested_at: Tensor
     accepted_at: Tensor

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from .schedule import StepTables
 
-__all__ = ["DEFAULT_WINDOW", "Draft", "Response", "Window", "make_window", "window_sizes"]
+__all__ = ["DEFAULT_WINDOW", "Draft", "Response", "Window", "WindowSize", "make_window", "window_sizes"]
 
 DEFAULT_WINDOW = 32
 """Rows of a round where nothing else is asked for."""
+
+WindowSize = int | str | Sequence[int] | Tensor
+"""Rows of a round: a number, one for each of the K steps, or "all" (ASD's infinite speculation length)."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,16 @@ class Response:
         return torch.baddbmm(self._base, self._to_m, m)
 
 
-def window_sizes(window: int | Sequence[int] | Tensor, num_steps: int, device: torch.device | str) -> Tensor:
-    """(K,) long: rows of a round that starts at step k, from a number or one number per step.
+def window_sizes(window: WindowSize, num_steps: int, device: torch.device | str) -> Tensor:
+    """(K,) long: rows of a round that starts at step k, from a number, one number per step, or "all".
 
     Raises:
         ValueError: not a whole number, a number below 1, or not one per step.
     """
+    if isinstance(window, str):
+        if window != "all":
+            raise ValueError(f'window must be a whole number, one for each step, or "all", got {window!r}')
+        window = num_steps
     given = window.tolist() if isinstance(window, Tensor) else window
     numbers = [given] if isinstance(given, int | float | str) else list(given)
     if any(isinstance(n, bool | str) or int(n) != n for n in numbers):

@@ -167,8 +167,8 @@ def reflects_fresh_noise_the_wrong_way(v, xi):
 class SeesItsOwnNoise(Nearest):
     """A draft of x0 that leans towards where the step's own noise goes."""
 
-    def start(self, tables, start, prior):
-        running = super().start(tables, start, prior)
+    def start(self, tables, prior, small):
+        running = super().start(tables, prior, small)
         honest = running.draft
 
         def draft(window, x, xi):
@@ -270,8 +270,8 @@ def test_a_replay_of_the_sequential_chain_is_accepted_whole():
     sequential = sample_ddpm(listen, schedule, noise)
 
     class Replay(Picard):
-        def start(self, tables, start, prior):
-            running = super().start(tables, start, prior)
+        def start(self, tables, prior, small):
+            running = super().start(tables, prior, small)
             running._seen[:, :, 0, 1] = torch.stack(said, dim=1)
             return running
 
