@@ -28,6 +28,7 @@ DRAFTERS = ("parent", "nearest", "drift", "drift_nearest", "model", "picard")
 _PICARD = ("memory", "gain", "ridge", "sweeps", "corrector", "first_sweeps")
 
 _OPTIONS: dict[str, frozenset[str]] = {
+    "auto": frozenset(),
     "ddpm": frozenset(),
     "ddim": frozenset(),
     "paradigms": frozenset({"window", "tolerance"}),
@@ -41,7 +42,8 @@ class SamplerConfig:
     """How action chunks are drawn.
 
     Attributes:
-        method: "ddpm", "ddim", "paradigms", "tree" or "speculative".
+        method: "ddpm", "ddim", "paradigms", "tree" or "speculative"; "auto": what dps-calibrate found quickest for the
+            policy on this device.
         num_inference_steps: K; None for all training timesteps.
         eta: DDIM's eta; None keeps a DDPM chain (for "ddim": 0).
         options: of "paradigms": window, tolerance. Of "tree": children, depth. Of "speculative": drafter (one of
@@ -131,6 +133,8 @@ def bind(
         ScheduleError: the chain cannot be sampled as asked.
         ValueError: an option that cannot be used, such as a window below 1, or what is asked for and missing.
     """
+    if config.method == "auto":
+        raise ValueError("auto is a policy's own choice: bind it with policy.bind(SamplerConfig('auto'))")
     eta = 0.0 if config.method == "ddim" and config.eta is None else config.eta
     schedule = Schedule.from_diffusers(scheduler_config, config.num_inference_steps, eta=eta)
     if config.method == "paradigms":

@@ -114,7 +114,7 @@ def choose(
 def _stored(policy: DiffusionPolicy, schedule: Schedule) -> set[str]:
     """What families may need that this policy has."""
     gains = Gains.from_state_dict(policy.speculation or {})
-    there = {"gains": gains is not None and gains.fit(schedule), "draft": getattr(policy, "draft", None) is not None}
+    there = {"gains": gains is not None and gains.fit(schedule), "draft": policy.draft_network is not None}
     return {name for name, has in there.items() if has}
 
 
