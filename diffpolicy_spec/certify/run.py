@@ -105,10 +105,11 @@ def certify(
         alarms = measure_false_alarms(drawn, given, alpha=alpha, splits=splits, seed=seed + _NULL)
         null_splits = (alarms, splits)
     return Verdict(
-        sampler=_plain(sampler), reference=_plain(reference), checkpoint=checkpoint, observations=len(conditions),
-        source=source, chunks=chunks, chunk=(drawn.shape[2], drawn.shape[3]), alpha=alpha, tests=tests, power=power,
-        null_splits=null_splits, cost=cost, reference_cost=reference_cost, seed=seed,
-        seconds=time.perf_counter() - begin, environment=environment or {"versions": {"torch": torch.__version__}},
+        sampler=_plain(candidate.config), reference=_plain(sequential.config), checkpoint=checkpoint,
+        observations=len(conditions), source=source, chunks=chunks, chunk=(drawn.shape[2], drawn.shape[3]),
+        alpha=alpha, tests=tests, power=power, null_splits=null_splits, cost=cost, reference_cost=reference_cost,
+        seed=seed, seconds=time.perf_counter() - begin,
+        environment=environment or {"versions": {"torch": torch.__version__}},
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ class Verdict:
     """The outcome of a certification.
 
     Attributes:
-        sampler, reference: the `SamplerConfig`s that were compared, as plain data.
+        sampler, reference: the `SamplerConfig`s that were compared, as plain data, as they were bound.
         checkpoint: its name and the SHA-256 of each of its files; None for a policy that is not from a file.
         observations: O, how many.
         source: where the observations are from, in words.

@@ -90,7 +90,7 @@ def test_half_of_the_chains_are_warm_started_with_plans_of_their_observation():
                 seen.append((config.method, options.get("warm_start")))
                 return bound(denoise, noise, **options)
 
-            sampler.schedule = bound.schedule
+            sampler.schedule, sampler.config = bound.schedule, bound.config
             return sampler
 
     certify(Watched(), SamplerConfig(), CONDITIONS, chunks=40, splits=0, batch=1000)
