@@ -67,8 +67,9 @@ def draw_chunks(
             warm = plans[who, (which // 2) % plans.shape[1]].clone()
             warm[which % 2 == 0] = torch.nan
             warm = warm.to(policy.device)
-        denoise = policy.denoiser(conditions[who].to(policy.device))
-        sample = sampler(denoise, noise, generator=generator, warm_start=warm)
+        condition = conditions[who].to(policy.device)
+        draft = policy.drafter(condition) if sampler.uses_draft else None
+        sample = sampler(policy.denoiser(condition), noise, generator=generator, warm_start=warm, draft=draft)
         chunks.append(sample.x0.to("cpu", torch.float32))
         calls, rows = calls + int(sample.stats.calls.sum()), rows + int(sample.stats.evaluations.sum())
     cost = Cost(len(owner), calls / len(owner), rows / len(owner), time.perf_counter() - begin)

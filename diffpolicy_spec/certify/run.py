@@ -31,9 +31,9 @@ def _silent(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 def reference_of(config: SamplerConfig) -> SamplerConfig:
     """The sequential sampler a candidate is held against.
 
-    Speculative samplers and ParaDiGMS mean to draw from their own chain, so its sequential sampler is the reference:
-    DDPM with as many steps, or DDIM with the same eta. A sequential sampler (DDIM, or DDPM of few steps) is its own
-    chain; it is held against the policy's full DDPM chain.
+    Speculative samplers, trees and ParaDiGMS mean to draw from their own chain, so the reference is its sequential
+    sampler: DDPM with as many steps, or DDIM with the same eta. A sequential sampler (DDIM, or DDPM of few steps) is
+    its own chain; it is held against the policy's full DDPM chain.
     """
     if config.method in ("ddpm", "ddim"):
         return SamplerConfig("ddpm")
@@ -69,7 +69,7 @@ def certify(
         policy: a `DiffusionPolicy`.
         conditions: (O, C), from `policy.encode`.
         alpha: overall false-alarm rate.
-        reference: default `reference_of(sampler)`.
+        reference: default `reference_of` the sampler, as it is bound.
         splits: repetitions of the measurement of power; 0: it is not measured.
         batch: chains per call of a sampler.
         checkpoint, source, environment: for the report; see `Verdict`.
@@ -83,8 +83,8 @@ def certify(
         if value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
     needed_permutations(alpha)
-    reference = reference_of(sampler) if reference is None else reference
-    candidate, sequential = policy.bind(sampler), policy.bind(reference)
+    candidate = policy.bind(sampler)
+    sequential = policy.bind(reference_of(candidate.config) if reference is None else reference)
 
     def draw(bound: Any, count: int, stream: int, what: str, plans: Tensor | None = None) -> Any:
         return draw_chunks(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from closed_form_policy import CONDITIONS, ClosedFormPolicy
 
-from diffpolicy_spec import SamplerConfig
+from diffpolicy_spec import SamplerConfig, bind
 from diffpolicy_spec.certify import certify, reference_of
 
 CHUNKS = 400
@@ -23,11 +23,13 @@ def verdict_of(config: SamplerConfig, steps: int = 30, **options):
         SamplerConfig(),
         SamplerConfig(options={"drafter": "parent", "window": 30}),
         SamplerConfig(options={"drafter": "nearest", "window": 8}),
+        SamplerConfig(options={"drafter": "nearest", "verifier": "block", "window": 16}),
+        SamplerConfig("tree", options={"children": 3, "depth": 2}),
         SamplerConfig(num_inference_steps=12),
         SamplerConfig(num_inference_steps=12, eta=0.7),
         SamplerConfig("paradigms", options={"tolerance": 0.0}),
     ],
-    ids=["picard", "parent", "nearest", "respaced", "ddim eta", "paradigms to the end"],
+    ids=["picard", "parent", "nearest", "block", "tree", "respaced", "ddim eta", "paradigms to the end"],
 )
 def test_exact_samplers_pass(config):
     verdict = verdict_of(config)
@@ -67,6 +69,28 @@ def test_a_biased_coupling_is_caught(monkeypatch):
         patch.setattr("diffpolicy_spec.verification.reflect", lambda v, xi: xi)
         assert verdict_of(config).different
 
+    # Block verification whose rejected step keeps its noise where the residual must be drawn.
+    block = SamplerConfig(options={"drafter": "nearest", "window": 16, "verifier": "block"})
+    with monkeypatch.context() as patch:
+        patch.setattr("diffpolicy_spec.verification.residual_step", lambda v, xi, log_p, w: xi)
+        assert verdict_of(block).different
+
+
+def test_a_draft_network_is_asked_under_the_conditions_of_its_chains():
+    """Drafting with the policy's own denoiser: every draft is perfect, so hardly a call is needed."""
+
+    class WithDraft(ClosedFormPolicy):
+        def bind(self, config):
+            return bind(config, self.scheduler, has_draft=True)
+
+        def drafter(self, condition):
+            return self.denoiser(condition)  # this policy predicts x0
+
+    config = SamplerConfig(options={"drafter": "model", "window": 30, "warm_start": False})
+    verdict = certify(WithDraft(), config, CONDITIONS, chunks=100, splits=0, batch=70)
+    assert not verdict.different
+    assert verdict.cost.calls < 3
+
 
 def test_the_reference_is_the_sequential_sampler_of_the_same_chain():
     assert reference_of(SamplerConfig()) == SamplerConfig("ddpm")
@@ -90,7 +114,7 @@ def test_half_of_the_chains_are_warm_started_with_plans_of_their_observation():
                 seen.append((config.method, options.get("warm_start")))
                 return bound(denoise, noise, **options)
 
-            sampler.schedule, sampler.config = bound.schedule, bound.config
+            sampler.schedule, sampler.config, sampler.uses_draft = bound.schedule, bound.config, False
             return sampler
 
     certify(Watched(), SamplerConfig(), CONDITIONS, chunks=40, splits=0, batch=1000)

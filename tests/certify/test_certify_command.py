@@ -154,3 +154,10 @@ def test_the_reference_may_be_named(place, tmp_path):
     verdict = run(settings(place, tmp_path, "sampler=ddim10", reference=other, chunks=20))
     assert verdict.reference["method"] == "ddim"
     assert not verdict.different
+
+
+def test_a_missing_module_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "hydra", None)  # what an import finds where it is not installed
+    monkeypatch.setattr(sys, "argv", ["dps-certify"])
+    with pytest.raises(ImportError, match=r"dps-certify needs hydra.*diffpolicy-spec\[certify\]"):
+        main()
