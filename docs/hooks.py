@@ -80,13 +80,15 @@ def samplers() -> str:
 
 
 def other_results(markdown: str) -> str:
-    """The files of benchmarks/results that a page does not include itself, each under its title or its name."""
-    parts = []
+    """Files of benchmarks/results that the page does not show itself: tables under their title or name, pictures."""
+    parts, shown = [], markdown
     for path in sorted(RESULTS.glob("*.md")):
+        shown += path.read_text()
         if f'--8<-- "{path.name}"' in markdown:
             continue
         title, text = re.match(r"\s*(?:# (.*)\n)?([\s\S]*)", path.read_text()).groups()  # type: ignore[union-attr]
         parts += [f"## {title or path.stem}", re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()]
+    parts += [f"![{p.stem}]({p.name})" for p in sorted(RESULTS.glob("*.png")) if f"({p.name})" not in shown]
     return "\n\n".join(parts)
 
 

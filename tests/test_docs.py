@@ -87,6 +87,8 @@ def test_every_stored_result_is_shown():
         missing = [cell for cell in words if "".join(cell.split()) not in shown]
         assert words, f"{path.name} has no table"
         assert not missing, f"{path.name}: {missing}"
+    for path in (ROOT / "benchmarks" / "results").glob("*.png"):
+        assert f'src="{path.name}"' in site()["measured.html"], path.name
 
 
 def test_files_that_are_named_exist():
