@@ -150,7 +150,7 @@ def _bind(policy: Any, sampler: Mapping[str, Any]) -> NamedSampler:
         bound(lambda x, t, chain: torch.zeros_like(x), chunk, generator=torch.Generator().manual_seed(0))
     except (ValueError, TypeError) as error:
         raise ValueError(f"sampler '{sampler['name']}': {error}") from error
-    return NamedSampler(sampler["name"], config, bound)
+    return NamedSampler(sampler["name"], bound.config, bound)  # "auto" is what it was resolved to
 
 
 def _check_fit(policy: Any, env: Any, task: str) -> None:
@@ -215,6 +215,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
 
     from diffpolicy_spec import load_policy
 
+    torch.set_num_threads(cfg["num_threads"])  # sampler=auto compares it with what was measured
     policy = load_policy(cfg["policy"], parse_device(cfg["device"]))
     samplers = tuple(_bind(policy, sampler) for sampler in chosen)
 

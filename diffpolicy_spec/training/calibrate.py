@@ -94,6 +94,8 @@ def _fit_gains(policy: DiffusionPolicy, dataset: Path, cfg: dict[str, Any]) -> G
         perturbations=int(cfg["perturbations"]),
         scale=float(cfg["scale"]),
         ridge=float(cfg["ridge"]),
+        structure=cfg["structure"],
+        max_bytes=int(cfg["max_bytes"]),
         device=policy.device,
         progress=lambda steps: tqdm(steps, desc="calibrate", unit="step", dynamic_ncols=True),
     )

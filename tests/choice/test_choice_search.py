@@ -1,0 +1,163 @@
+"""The search on small policies whose network costs what the test says."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from tiny_policy import SCHEDULER, tiny_obs, tiny_policy
+
+from diffpolicy_spec import SamplerConfig, ScheduleError
+from diffpolicy_spec.choice.candidates import FAMILIES, Family, available, windows_near
+from diffpolicy_spec.choice.choose import choose, finalists_of, pick
+from diffpolicy_spec.choice.timing import Moments
+from diffpolicy_spec.schedule import training_abar
+
+STEPS = 12
+SOME = tuple(family for family in FAMILIES if family.name in ("nearest", "picard"))
+
+
+class Known(torch.nn.Module):
+    """The exact denoiser of actions ~ N(0.3, width^2 I); a call for one robot takes `call` + rows * `row` seconds."""
+
+    def __init__(self, width, call, row):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))  # tells the policy where it is
+        self.abar = torch.from_numpy(training_abar(SCHEDULER)).float()
+        self.width, self.call, self.row = width, call, row
+
+    def forward(self, x, t, condition):
+        if len(x) <= STEPS:  # not where many chains are counted at once
+            time.sleep(self.call + self.row * len(x))
+        abar = self.abar[t][:, None, None]
+        gain = abar.sqrt() * self.width**2 / (abar * self.width**2 + 1 - abar)
+        x0 = 0.3 + gain * (x - abar.sqrt() * 0.3)
+        return (x - abar.sqrt() * x0) / (1 - abar).sqrt()
+
+
+def known_policy(width=0.1, call=0.0, row=0.0):
+    policy = tiny_policy()
+    policy.network = Known(width, call, row)
+    return policy
+
+
+def moments(n=6):
+    plans = torch.zeros(n, 16, 10)
+    plans[::2] = torch.nan
+    return Moments({key: torch.from_numpy(value) for key, value in tiny_obs(n).items()}, plans)
+
+
+def search(policy, **changes):
+    few = {"num_inference_steps": STEPS, "families": SOME, "timed": 4, "probes": 1}
+    return choose(policy, moments(), **few | changes)
+
+
+def test_where_rows_are_free_speculation_is_chosen_and_what_it_expects_is_true():
+    policy = known_policy(call=0.01)
+    choice = search(policy)
+    assert choice.method == "speculative"
+    assert choice.name in ("nearest", "picard")
+    assert choice.calls < 8
+    assert choice.latency_ms < choice.sequential_ms / 1.5
+    assert choice.sequential_ms == pytest.approx(12 * 10, rel=0.5)
+    # What it says agrees with a run of its own.
+    bound = policy.bind(choice.config)
+    stats = policy.predict_action(tiny_obs(6), sampler=bound, generator=torch.Generator().manual_seed(3)).sample.stats
+    assert stats.calls.double().mean() == pytest.approx(choice.calls, abs=2)
+    by_size = {row["window"]: row for row in choice.candidates if row["name"] == choice.name}
+    assert by_size["12"]["calls"] <= by_size["8"]["calls"] + 1
+    assert any(row["window"].startswith("by step") for row in choice.candidates)
+    finalists = [row for row in choice.candidates if "measured_ms" in row]
+    assert len(finalists) == 5  # four and the sequential sampler
+    assert min(row["measured_ms"] for row in finalists) == choice.latency_ms
+    measured = next(row for row in finalists if row["options"] == choice.options)
+    assert measured["predicted_ms"] == pytest.approx(measured["measured_ms"], rel=0.5)
+
+
+def test_where_every_row_costs_as_much_as_a_call_the_sequential_sampler_is_kept():
+    """Speculation evaluates at least as many rows: it cannot win, whatever it accepts."""
+    policy = known_policy(row=0.003)
+    choice = search(policy)
+    assert choice.method == "sequential"
+    assert choice.config == SamplerConfig("ddpm", 12)
+    assert choice.latency_ms == choice.sequential_ms
+    assert (choice.calls, choice.rows) == (12, 12)
+
+
+def test_where_the_overhead_is_all_there_is_the_sequential_sampler_is_kept():
+    """A chain of two steps, hard to draft: a call is next to nothing beside a round's bookkeeping."""
+    policy = known_policy(width=2.0)
+    choice = search(policy, num_inference_steps=2, timed=12)
+    assert choice.method == "sequential"
+
+
+def test_families_without_what_they_need_are_left_out():
+    names = {family.name for family in available(FAMILIES, set())}
+    assert "picard + secant" in names
+    assert not names & {"picard + secant + gain", "draft model", "picard + corrector"}
+    assert {family.name for family in available(FAMILIES, {"gains", "draft"})} == {f.name for f in FAMILIES}
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_can_be_configured(family):
+    sizes = family.sizes(100)
+    for size in sizes:
+        SamplerConfig(family.method, options={**family.options, **size})
+    if family.method == "speculative":
+        assert [size["window"] for size in sizes] == [8, 16, 32, 100]
+        assert [size["window"] for size in family.sizes(16)] == [8, 16]
+
+
+def test_the_fine_search_is_around_the_best():
+    assert windows_near(16, 100) == [8, 12, 16, 24, 32]
+    assert windows_near(16, 20) == [8, 12, 16]
+    assert windows_near(100, 100) == [64, 96]
+
+
+def test_all_families_that_need_nothing_run():
+    choice = search(tiny_policy(), families=FAMILIES, timed=2, num_inference_steps=6)
+    named = {row["name"] for row in choice.candidates}
+    assert named == {family.name for family in available(FAMILIES, set())} | {"sequential"}
+
+
+def test_the_same_seed_counts_the_same_rounds():
+    twice = [search(known_policy(), families=SOME[:1], timed=2).candidates for _ in range(2)]
+    counted = [{row["window"]: (row["calls"], row["rows"]) for row in rows} for rows in twice]
+    both = {w for w in counted[0].keys() & counted[1].keys() if not w.startswith("by step")}  # those depend on times
+    assert {"1", "8"} <= both
+    assert all(counted[0][window] == counted[1][window] for window in both)
+
+
+class Tried:
+    def __init__(self, planned):
+        self.planned = planned
+
+
+def test_finalists_are_the_quickest_and_both_kinds_of_windows():
+    trials = [Tried(False), Tried(False), Tried(False), Tried(True)]
+    expected = [(float(i), trial, {}) for i, trial in enumerate(trials)]
+    assert finalists_of(expected[::-1], 2) == [trials[0], trials[3]]
+    assert finalists_of(expected, 4) == trials
+    assert finalists_of(expected, 1) == trials[:1]
+    assert finalists_of(expected[:3], 2) == trials[:2]
+
+
+def test_nothing_slower_than_the_sequential_sampler_is_picked():
+    rng = np.random.default_rng(0)
+    reference = 1 + 0.1 * rng.random(10)
+    assert pick(reference, [reference * 0.9, reference * 0.5, reference * 1.5]) == 1
+    assert pick(reference, [reference * 1.01, reference * 2]) is None
+    assert pick(reference, [reference]) is None
+    assert pick(reference, []) is None
+    noisy = reference + rng.normal(size=10) * 0.5
+    assert pick(reference, [noisy - noisy.mean() + reference.mean() - 0.01]) is None  # quicker by chance
+
+
+def test_what_cannot_be_chosen_is_refused():
+    with pytest.raises(ScheduleError, match="deterministic"):
+        search(known_policy(), eta=0.0)
+    with pytest.raises(ValueError, match="timed of at least 2"):
+        search(known_policy(), timed=1)
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        search(known_policy(), families=(Family("bad", {"drafter": "nearest", "window": 0}, shapes=({"window": 0},)),))
