@@ -41,7 +41,10 @@ def reweight(chunks: Tensor, size: float) -> Tensor:
     out = chunks.clone()
     for o, observation in enumerate(chunks):
         clusters = find_modes(observation.flatten(1))
-        first, second = clusters.bincount().argsort(descending=True)[:2].tolist()
+        counts = clusters.bincount(minlength=2)
+        first, second = counts.argsort(descending=True)[:2].tolist()
+        if counts[second] == 0:  # chunks that are all the same have one mode only
+            continue
         members = (clusters == first).nonzero().flatten()
         step = observation[clusters == second].mean(0) - observation[members].mean(0)
         out[o, members[: round(size * len(observation))]] += step

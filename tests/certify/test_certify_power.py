@@ -21,6 +21,7 @@ def test_effects_do_what_they_are_called():
         mean_before, mean_after = before.mean(), after.mean()
         assert float(mean_after - mean_before) == pytest.approx(0.1, abs=0.03)  # modes are 1 apart, the upper is rarer
         assert len(set(find_modes(after.flatten(1)).tolist())) == 2
+    assert torch.equal(reweight(torch.ones(1, 20, 4, 2), 0.1), torch.ones(1, 20, 4, 2))
 
 
 def test_power_grows_with_the_number_of_chunks():
