@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .gains import STRUCTURES, Dense, Gains, LowRank
-from .gains.fitting import DenseFit, Estimate, Fit, KroneckerFit, LowRankFit, Perturbations, estimate
+from .gains.fitting import DenseFit, Fit, KroneckerFit, LowRankFit, Perturbations
 from .noise import draw_noise
 from .recording import Denoise, Recorder
 from .schedule import Schedule
@@ -61,11 +61,13 @@ def calibrate(
         G_k = (sum dx' dx + ridge n scale^2 sigma_k^2 I)^-1 (sum dx' dm),   dm = x0(x + dx) - x0(x), rows
 
     Dense gains are that. Those of other structures (`STRUCTURES`) are next to it with the noise of the estimate taken
-    out; n of a few hundred pairs is enough for them. Gains cannot harm exactness; poor ones cost acceptance.
+    out, which makes them the better predictors where pairs are few. Gains cannot harm exactness; poor ones cost
+    acceptance.
 
     Args:
         denoise: the policy's network; `chain` runs over `shape[0]` chains, best one per observation of many episodes.
-        shape: (chains, Tp, Da); for dense gains chains x perturbations of a few times Tp x Da is enough.
+        shape: (chains, Tp, Da); chains x perturbations of a few times Tp x Da is enough for dense gains, of about
+            Tp x Da for others.
         structure: "dense", "kronecker", "lowrank", or "auto": dense where that fits into max_bytes, else of the others
             the one that predicts chains best which it was not fitted to.
         max_bytes: what they may take in a file (float16).
@@ -138,16 +140,15 @@ def fit_gains(
     fits: dict[str, Fit] = {}
     for name in structures:
         if name == "dense":
-            fits[name] = DenseFit(ridge)
+            fits[name] = DenseFit()
         elif name == "kronecker":
             fits[name] = KroneckerFit(K, Tp, Da, max_bytes)
         else:
             fits[name] = LowRankFit(_subspace(rows, min(B, max(32, Tp * Da // 4)), max_bytes))
     errors = dict.fromkeys(fits, 0.0)
     for (dx, dm), (dx_held, dm_held) in rows.pairs(B, kept, perturbations, progress):
-        found = estimate(dx, dm, ridge) if set(structures) - {"dense"} else Estimate(dx.new_zeros(0), 0.0)
         for name, fit in fits.items():
-            G = fit.add(dx, dm, found)
+            G = fit.add(dx, dm, ridge)
             moved = float(dm_held.square().sum()) or 1.0
             errors[name] += float((dm_held - dx_held @ G).square().sum()) / moved / K
     timesteps = schedule.timesteps

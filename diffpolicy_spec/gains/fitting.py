@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,11 +87,27 @@ def _one(dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
     return dx.T @ dm / (n * float(dx.square().mean()) * (1 + ridge))
 
 
+def _fit_to_pairs(
+    dx: Tensor, dm: Tensor, ridge: float, nearest: Callable[[Estimate], tuple[tuple[Tensor, Tensor], Tensor]]
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """A structure's least squares: `nearest` turns an estimate into the structure's tensors and the (D, D) they mean.
+
+    Where half of the pairs leaves directions of R^D out, an estimate has an error of the size of the gain itself.
+    Estimating what the pairs have beyond the structure's first answer, and adding that, leaves one of the size of the
+    rest: one round of iterative hard thresholding (Jain, Meka and Dhillon 2010, arXiv 0909.5457). More gained nothing.
+    """
+    step, G = nearest(estimate(dx, dm, ridge))
+    if len(dx) // 2 < dx.shape[1]:
+        beyond = estimate(dx, dm - dx @ G, ridge)
+        step, G = nearest(Estimate(G + beyond.G, beyond.noise))
+    return step, G
+
+
 class Fit(Protocol):
     """A structure being fitted."""
 
-    def add(self, dx: Tensor, dm: Tensor, found: Estimate) -> Tensor:
-        """Take the next step's pairs (n, D) and what `estimate` made of them; the step's gain as it will be, (D, D)."""
+    def add(self, dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
+        """Take the next step's pairs (n, D), made as for `estimate`; returns the step's gain as it will be, (D, D)."""
 
     def result(self) -> Matrices:
         """The matrices of all steps."""
@@ -99,12 +116,11 @@ class Fit(Protocol):
 class DenseFit:
     """Ridge regression over all pairs."""
 
-    def __init__(self, ridge: float) -> None:
-        self._ridge = ridge
+    def __init__(self) -> None:
         self._steps: list[Tensor] = []
 
-    def add(self, dx: Tensor, dm: Tensor, found: Estimate | None) -> Tensor:
-        self._steps.append(least_squares(dx, dm, self._ridge))
+    def add(self, dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
+        self._steps.append(least_squares(dx, dm, ridge))
         return self._steps[-1]
 
     def result(self) -> Dense:
@@ -121,9 +137,14 @@ class KroneckerFit:
         self._Tp, self._terms = Tp, min(max_bytes // each, MAX_TERMS)
         self._steps: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, dx: Tensor, dm: Tensor, found: Estimate) -> Tensor:
-        self._steps.append(nearest_kronecker(found.G, self._Tp, found.noise, self._terms))
-        return recompose(*self._steps[-1])
+    def add(self, dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
+        step, G = _fit_to_pairs(dx, dm, ridge, self._nearest)
+        self._steps.append(step)
+        return G
+
+    def _nearest(self, found: Estimate) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        step = nearest_kronecker(found.G, self._Tp, found.noise, self._terms)
+        return step, recompose(*step)
 
     def result(self) -> Kronecker:
         T, A = (torch.stack(part) for part in zip(*self._steps, strict=True))
@@ -138,10 +159,14 @@ class LowRankFit:
         self._U = U
         self._steps: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, dx: Tensor, dm: Tensor, found: Estimate) -> Tensor:
+    def add(self, dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
+        step, G = _fit_to_pairs(dx, dm, ridge, self._nearest)
+        self._steps.append(step)
+        return G
+
+    def _nearest(self, found: Estimate) -> tuple[tuple[Tensor, Tensor], Tensor]:
         c, S = in_subspace(found.G, self._U, found.noise)
-        self._steps.append((c, S))
-        return c * torch.eye(len(self._U), device=c.device) + self._U @ S @ self._U.T
+        return (c, S), c * torch.eye(len(self._U), device=c.device) + self._U @ S @ self._U.T
 
     def result(self) -> LowRank:
         c, S = (torch.stack(part) for part in zip(*self._steps, strict=True))
