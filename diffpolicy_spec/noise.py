@@ -59,12 +59,15 @@ def draw_noise(
 
 
 class NoiseTable:
-    """The noise of a running sampler, (B, K, D) and (B, K); what a verifier has spent is drawn anew."""
+    """The noise of a running sampler, (B, K, D) and (B, K); what a verifier has spent is drawn anew.
 
-    def __init__(self, noise: Noise, generator: Generator) -> None:
+    known: (B, D) bool, coordinates that are not noised, or None.
+    """
+
+    def __init__(self, noise: Noise, generator: Generator, known: Tensor | None = None) -> None:
         K, B = noise.uniforms.shape
         self.xi, self.u = noise.steps.transpose(0, 1).reshape(B, K, -1), noise.uniforms.T
-        self._generator, self._owned = generator, False
+        self._generator, self._known, self._owned = generator, known, False
 
     def redraw(self, chain: Tensor, steps: Tensor, rows: Tensor) -> None:
         """Draw the noise of steps: (b, N) of chains: (b,) anew where rows: (b, N) says so.
@@ -80,6 +83,8 @@ class NoiseTable:
             counts, owners = rows.sum(dim=1).tolist(), chain.tolist()
             parts = [_fresh(n, self.xi, self._generator[c]) for n, c in zip(counts, owners, strict=True)]
             xi, u = (torch.cat(part) for part in zip(*parts, strict=True))
+        if self._known is not None:
+            xi = xi.masked_fill(self._known[chains], 0.0)
         self.xi[chains, at], self.u[chains, at] = xi, u
 
 

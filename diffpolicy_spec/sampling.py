@@ -21,7 +21,7 @@ from .recording import Denoise, Recorder
 from .schedule import Schedule, ScheduleError
 from .stats import Sample
 from .verification import Verifier, verify_steps
-from .window import DEFAULT_WINDOW, WindowSize, make_window, window_sizes
+from .window import DEFAULT_WINDOW, Draft, WindowSize, make_window, window_sizes
 
 __all__ = [
     "Denoise",
@@ -109,7 +109,8 @@ def sample_speculative(
     (B, *chunk), K, device = noise.start.shape, schedule.num_steps, noise.start.device
     tables, sizes = schedule.on(device), window_sizes(window, K, device)
     recorder = Recorder(denoise, schedule, tuple(noise.start.shape), device, inpaint=inpaint, draft=draft)
-    table = NoiseTable(noise, generator)
+    known = None if inpaint is None else inpaint.mask.flatten(1)
+    table = NoiseTable(noise, generator, known)
     x = noise.start.reshape(B, -1).clone()
     prior = _prior(warm_start, noise.start, inpaint)
     running = (drafter or Picard()).start(tables, prior, None if draft is None else recorder.draft_x0)
@@ -122,6 +123,9 @@ def sample_speculative(
         rows, steps = active[:, None], w.steps
         xi, u = table.xi[rows, steps], table.u[rows, steps]
         drafted = running.draft(w, x[active], xi)
+        if known is not None:  # a gain spreads what it moves over all coordinates: a test must not see those given
+            pinned = known[active].unsqueeze(1)
+            drafted = Draft(m=drafted.m.masked_fill(pinned, 0.0), x=drafted.x.masked_fill(pinned, 0.0))
         if w.full:
             n = steps.shape[1]
             m = recorder.predict_x0(drafted.x.flatten(0, 1), steps.flatten(), active.repeat_interleave(n))
