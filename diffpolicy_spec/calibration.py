@@ -82,9 +82,13 @@ def calibrate(
         ValueError: no perturbations, a scale or ridge that cannot be used, an unknown structure, or one that does not
             fit into max_bytes.
     """
-    _, Tp, Da = shape
-    fits = Dense.bytes_stored(schedule.num_steps, Tp * Da) <= max_bytes
-    wanted = [structure] if structure != "auto" else ["dense"] if fits else ["kronecker", "lowrank"]
+    dense = Dense.bytes_stored(schedule.num_steps, shape[1] * shape[2])
+    if structure == "dense" and dense > max_bytes:
+        raise ValueError(
+            f"dense gains of D = {shape[1] * shape[2]} take {dense / 1e6:.1f} MB, max_bytes is {max_bytes / 1e6:.1f} "
+            "MB: use structure='auto', or allow more"
+        )
+    wanted = [structure] if structure != "auto" else ["dense"] if dense <= max_bytes else ["kronecker", "lowrank"]
     fitted = fit_gains(
         denoise, schedule, shape, generator=generator, structures=wanted, max_bytes=max_bytes,
         perturbations=perturbations, scale=scale, ridge=ridge, batch=batch, device=device, progress=progress,
@@ -114,6 +118,7 @@ def fit_gains(
 
     Args:
         structures: names of `STRUCTURES`.
+        max_bytes: for each structure but dense, which takes what it takes.
         holdout: share of the chains that are not fitted to but predicted; 0 for none.
 
     Raises:
@@ -131,11 +136,6 @@ def fit_gains(
         raise ValueError(f"a holdout of {holdout} of {B} chains leaves none on one side: use more chains")
     if set(structures) - {"dense"} and kept * perturbations < 2:
         raise ValueError(f"gains other than dense need 2 pairs at least, got {kept} chains x {perturbations}")
-    if "dense" in structures and Dense.bytes_stored(K, Tp * Da) > max_bytes:
-        raise ValueError(
-            f"dense gains of D = {Tp * Da} take {Dense.bytes_stored(K, Tp * Da) / 1e6:.1f} MB, max_bytes is "
-            f"{max_bytes / 1e6:.1f} MB: use structure='auto', or allow more"
-        )
     rows = _Rows(denoise, schedule, shape, torch.device(device), generator, scale, batch)
     fits: dict[str, Fit] = {}
     for name in structures:
