@@ -71,10 +71,8 @@ def run(cfg: dict[str, Any]) -> Path:
         gains = _fit_gains(policy, dataset, cfg)
         # What else is stored for speculation stays.
         others = {name: value for name, value in (policy.speculation or {}).items() if not name.startswith("gains.")}
-        stored = gains.state_dict()
-        save_speculation(others | stored, folder)
-        size = sum(value.nbytes for value in stored.values()) / 1e6
-        print(f"gains of {len(gains.timesteps)} steps, {size:.1f} MB: {folder}")
+        save_speculation(others | gains.state_dict(), folder)
+        print(f"{gains}: {folder}")
         policy = load_policy(folder, policy.device)
     if cfg["choice"]:
         choice = _choose(policy, dataset, cfg)

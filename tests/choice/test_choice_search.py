@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_policy import SCHEDULER, tiny_obs, tiny_policy
 
-from diffpolicy_spec import SamplerConfig, ScheduleError
+from diffpolicy_spec import Gains, SamplerConfig, ScheduleError
 from diffpolicy_spec.choice.candidates import FAMILIES, Family, available, windows_near
 from diffpolicy_spec.choice.choose import choose, finalists_of, pick
 from diffpolicy_spec.choice.timing import Moments
@@ -119,6 +119,18 @@ def test_all_families_that_need_nothing_run():
     choice = search(tiny_policy(), families=FAMILIES, timed=2, num_inference_steps=6)
     named = {row["name"] for row in choice.candidates}
     assert named == {family.name for family in available(FAMILIES, set())} | {"sequential"}
+
+
+def test_gains_are_tried_for_the_chain_they_were_fitted_for():
+    policy = known_policy()
+    timesteps = policy.bind(SamplerConfig("ddpm", STEPS)).schedule.timesteps
+    policy.speculation = Gains(torch.zeros(STEPS, 160, 160), timesteps).state_dict()
+    families = tuple(family for family in FAMILIES if family.needs == ("gains",))
+    tried = {row["name"] for row in search(policy, families=families, timed=2).candidates}
+    assert tried == {family.name for family in families} | {"sequential"}
+    other = search(policy, families=families, timed=2, num_inference_steps=5)
+    assert [row["name"] for row in other.candidates] == ["sequential"]
+    assert other.method == "sequential"
 
 
 def test_the_same_seed_counts_the_same_rounds():
