@@ -5,9 +5,11 @@
 Every structure is fitted to the same chains and compared on chains held out from the fit: |dm - dx G| / |dm|, the mean
 over steps (1: no better than none). Then sequential calls of an exact chunk with Picard(memory=1, gains=...), the same
 noise for all, +- standard error. "apply" is what a sweep over one chain's window of 100 rows takes, "fit" all of the
-calibration: the network, and all structures in one run. Targets: the Lift policy on observations of its own expert's
-episodes, unseen in training (collected on the way: about half a minute); closed-form mixtures of Gaussian processes;
-and a small U-Net trained for a minute on samples of one. Writes benchmarks/results/gains.{json,md}.
+calibration, the network and all structures in one run; both in processor time of one thread.
+
+Networks: the Lift policy on observations of its own expert's episodes, unseen in training (collected on the way: about
+half a minute); closed-form mixtures of Gaussian processes; and a small U-Net trained briefly on samples of one. Writes
+benchmarks/results/gains.{json,md}.
 """
 
 from __future__ import annotations
@@ -72,21 +74,21 @@ def cases(chains: int, sampled: int, dataset: Path) -> Iterator[Case]:
         denoise = target.denoiser(exact)
         yield Case("closed form", denoise, denoise, exact, chunk, chains, {})
     schedule = Schedule.from_diffusers(config)
-    denoise, loss = train_unet(target, schedule, steps=400)
+    denoise, loss = train_unet(target, schedule, steps=250)
     print(f"U-Net trained, loss {loss:.3f}", flush=True)
     yield Case("U-Net", denoise, denoise, schedule, target.chunk, chains, {})
 
 
 def apply_ms(gains: Gains, rows: int = 100) -> float:
-    """Median milliseconds of a sweep over one chain's window."""
+    """Median processor milliseconds of a sweep over one chain's window."""
     K, D, _ = gains.shape
     rows = min(rows, K)
     window = make_window(torch.tensor([0]), torch.tensor([0]), torch.tensor([rows]), K)
     dx, took = torch.randn(1, rows, D), []
     for _ in range(20):
-        begin = time.perf_counter()
+        begin = time.process_time()
         gains.apply(window, dx)
-        took.append(1e3 * (time.perf_counter() - begin))
+        took.append(1e3 * (time.process_time() - begin))
     return statistics.median(took[5:])
 
 
@@ -100,12 +102,12 @@ def calls(case: Case, gains: Gains | None, window: int, sampled: int) -> tuple[f
 
 def measure(case: Case, windows: list[int], sampled: int) -> list[dict[str, Any]]:
     """A row for every structure."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     fitted = fit_gains(
         case.calibrate, case.schedule, (case.chains, *case.chunk), structures=["dense", "kronecker", "lowrank"],
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     kinds: list[tuple[str, Gains | None, float | None]] = [("none", None, None)]
     kinds += [(name, gains, None) for name, gains in case.stored.items()]
     kinds += [(name, fit.gains, fit.error) for name, fit in fitted.items()]
@@ -146,14 +148,14 @@ def main() -> None:
     """Measure, print as it goes, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, help="Lift demonstrations; default: collects some")
-    parser.add_argument("--chains", type=int, default=384, help="chains that gains are fitted to, 1/8 held out")
-    parser.add_argument("--sampled", type=int, default=40, help="chunks that calls are counted of")
+    parser.add_argument("--chains", type=int, default=288, help="chains that gains are fitted to, 1/8 held out")
+    parser.add_argument("--sampled", type=int, default=32, help="chunks that calls are counted of")
     parser.add_argument("--windows", type=int, nargs="+", default=[32, 100])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "gains")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    begin, rows = time.perf_counter(), []
+    begin, rows = time.process_time(), []
     with tempfile.TemporaryDirectory() as folder:
         dataset = args.dataset
         if dataset is None:
@@ -163,7 +165,7 @@ def main() -> None:
             rows += measure(case, args.windows, args.sampled)
     text = table(rows, args.windows)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"chains": args.chains, "sampled": args.sampled, "seconds": time.perf_counter() - begin}
+    settings = {"chains": args.chains, "sampled": args.sampled, "seconds": time.process_time() - begin}
     described = {"environment": environment("cpu", args.threads), "settings": settings, "rows": rows}
     args.output.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
     args.output.with_suffix(".md").write_text(text)
