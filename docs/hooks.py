@@ -87,7 +87,10 @@ def other_results(markdown: str) -> str:
         if f'--8<-- "{path.name}"' in markdown:
             continue
         title, text = re.match(r"\s*(?:# (.*)\n)?([\s\S]*)", path.read_text()).groups()  # type: ignore[union-attr]
-        parts += [f"## {title or path.stem}", re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()]
+        parts += [
+            f"## {title or path.stem.replace('_', ' ').capitalize()}",
+            re.sub(r"^#", "##", text, flags=re.MULTILINE).strip(),
+        ]
     parts += [f"![{p.stem}]({p.name})" for p in sorted(RESULTS.glob("*.png")) if f"({p.name})" not in shown]
     return "\n\n".join(parts)
 
