@@ -123,7 +123,7 @@ class Verdict:
             digests = ", ".join(f"{name} {digest[:16]}" for name, digest in self.checkpoint["sha256"].items())
             facts.append(f"checkpoint {self.checkpoint['name']}: {digests}")
         device, commit = self.environment.get("device"), self.environment.get("commit")
-        facts.append(f"device {device}, torch {self.environment['versions'].get('torch')}, commit {commit}")
+        facts.append(f"device: {device}; torch {self.environment['versions'].get('torch')}; commit {commit}")
         return facts
 
 
