@@ -81,7 +81,7 @@ def sample_tree(
         at = k[active]
         # Chains near their end have shorter trees: no step beyond the last, which is never drafted.
         depth_here = int((K - 1 - at).max().clamp(max=depth))
-        tree = _grow(tables, at, x[active], m0[active], levels[:depth_here], generator, active, free)
+        tree = _grow(tables, at, x[active], m0[active], levels, depth_here, generator, active, free)
         chain = active[:, None].expand_as(tree.steps)
         m = m0[active].unsqueeze(1).expand_as(tree.x).clone()
         m[tree.valid] = recorder.predict_x0(tree.x[tree.valid], tree.steps[tree.valid], chain[tree.valid])
@@ -123,17 +123,19 @@ class _Tree:
 
 
 def _grow(
-    tables: StepTables, at: Tensor, x: Tensor, m0: Tensor, levels: list[int], generator: Generator, chain: Tensor,
-    free: Tensor | None,
+    tables: StepTables, at: Tensor, x: Tensor, m0: Tensor, levels: list[int], depth: int, generator: Generator,
+    chain: Tensor, free: Tensor | None,
 ) -> _Tree:  # fmt: skip
-    """x_child = A m0 + B x_parent + sigma xi_child, with fresh noise for every child."""
+    """x_child = A m0 + B x_parent + sigma xi_child, with fresh noise for every child; the first `depth` levels."""
     K, (b, D), width, starts, ends = tables.sigma.shape[0], x.shape, 1, [0], [1]
     for n in levels:
         width *= n
         starts.append(ends[-1])
         ends.append(ends[-1] + width)
-    N = ends[-1]
-    xi, u = _draw(b, N, D, generator, chain, x.device)
+    # Noise for all levels, grown or not: what a chain draws must not depend on how far the others of its batch are.
+    xi, u = _draw(b, ends[-1], D, generator, chain, x.device)
+    levels, starts, N = levels[:depth], starts[: depth + 1], ends[depth]
+    xi, u, w = xi[:, :N], u[:, :N], u[:, -1]
     if free is not None:
         xi = xi * free[chain].unsqueeze(1)
     states, steps = [x.unsqueeze(1)], [at[:, None]]
@@ -146,7 +148,7 @@ def _grow(
     at_step = torch.cat(steps, dim=1)
     return _Tree(
         levels=levels, starts=[*starts, N], steps=at_step.clamp(max=K - 1), x=torch.cat(states, dim=1), xi=xi,
-        u=u[:, :N], w=u[:, N], valid=at_step < K,
+        u=u, w=w, valid=at_step < K,
     )  # fmt: skip
 
 
