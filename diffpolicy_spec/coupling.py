@@ -48,7 +48,7 @@ def log_ratio(v: Tensor, xi: Tensor) -> Tensor:
 
 def reflect(v: Tensor, xi: Tensor) -> Tensor:
     """The target's noise after a rejection: xi mirrored, xi - 2 <e, xi> e with e = v / |v|. (..., D)."""
-    e = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+    e = _direction(v)
     return xi - 2 * (e * xi).sum(-1, keepdim=True) * e
 
 
@@ -84,7 +84,7 @@ def residual_quantile(log_p: Tensor, d: Tensor, w: Tensor) -> Tensor:
     Inverts R(s) = P SF(s - d) - SF(s), which falls from N at th to 0, at (1 - w) N: a grid search in six rounds of 48
     points, so that a GPU does a few launches; the last bracket is 1e-9 wide.
     """
-    left = torch.where(d > 0, _threshold(log_p, d), torch.zeros_like(d))
+    left = torch.where(d > 0, _threshold(log_p, d), torch.zeros_like(d)).clamp(min=-9.0)  # P > 1: all but everything
     right = torch.maximum(left, d) + 9.0  # SF(9) = 1e-19
     wanted = ((1 - w.to(d)) * residual_mass(log_p, d)).unsqueeze(-1)
     grid = torch.linspace(0, 1, 49, dtype=d.dtype, device=d.device)
@@ -98,17 +98,25 @@ def residual_quantile(log_p: Tensor, d: Tensor, w: Tensor) -> Tensor:
 
 
 def residual_step(v: Tensor, xi: Tensor, log_p: Tensor, w: Tensor) -> Tensor:
-    """The target's noise drawn from the residual of (P target - draft)_+: v + s e + (xi without its part along e).
+    """The target's noise drawn from the residual of (P target - draft)_+: (s - d) e + (xi without its part along e).
 
     The part of xi across e is re-used: whether the draft was kept depended on its part along e only.
 
     Args:
-        v, xi: (..., D); log_p: (...,) ln P, float64; w: (...,) uniforms in [0, 1) that nothing else has seen.
+        v: (..., D) distance of the means in units of sigma.
+        xi: (..., D) the draft's noise.
+        log_p: (...,) ln P, float64.
+        w: (...,) uniforms in [0, 1) that nothing else has seen.
     """
-    d = torch.linalg.vector_norm(v, dim=-1)
-    e = -v / d.unsqueeze(-1).clamp(min=torch.finfo(v.dtype).tiny)
-    s = residual_quantile(log_p, d.double(), w.double()).to(v.dtype)
-    return v + xi + (s - (e * xi).sum(-1)).unsqueeze(-1) * e
+    e, d = -_direction(v), torch.linalg.vector_norm(v, dim=-1).double()
+    s = (residual_quantile(log_p, d, w.double()) - d).to(v.dtype)  # seen from the target: v = -d e
+    return xi + (s - (e * xi).sum(-1)).unsqueeze(-1) * e
+
+
+def _direction(v: Tensor) -> Tensor:
+    """v / |v|, 0 for v = 0; scaled first, so that no square underflows."""
+    v = v / v.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def _threshold(log_p: Tensor, d: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ DRAWS = 200_000
 # |kept - expected| of ROWS independent draws exceeds this with probability ALPHA at most (Hoeffding's inequality).
 HOEFFDING = math.sqrt(ROWS / 2 * math.log(2 / ALPHA))
 # residual_step adds v to its noise and takes most of it away again: eps |v| is lost.
-CANCELLATION = 8
+CANCELLATION = 0
 log_ps = st.one_of(st.just(0.0), st.floats(-12.0, 2.5).map(lambda p: -(10.0**p)))
 apart = st.one_of(st.just(0.0), st.floats(-12.0, 6.0).map(lambda p: 10.0**p))
 moderate = st.floats(-1.0, 1.2).map(lambda p: 10.0**p)  # d from 0.1 to 16

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec.choice.record import Choice, resolve_auto
+from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.noise import Noise, draw_noise
 from diffpolicy_spec.policies.config import PolicyConfig
+from diffpolicy_spec.policies.draft import DraftNetwork
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 from diffpolicy_spec.policies.observations import ObservationEncoder
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
@@ -98,6 +100,8 @@ class DiffusionPolicy:
         self.normalizer = normalizer.to(self.device)
         if self.speculation is not None:
             self.speculation = {name: value.to(self.device) for name, value in self.speculation.items()}
+        draft = DraftNetwork.from_stored(self.speculation or {})
+        self.draft_network = None if draft is None else draft.to(self.device)
         self._encoder = ObservationEncoder(self.config, self.normalizer)
         self._bound: dict[str, BoundSampler] = {}
 
@@ -132,7 +136,8 @@ class DiffusionPolicy:
         if key not in self._bound:
             if config.method == "auto":
                 config = resolve_auto(config, self.choices, self.device)
-            self._bound[key] = bind_sampler(config, self.scheduler_config, self.speculation)
+            self._bound[key] = bind_sampler(config, self.scheduler_config, self.speculation,
+                                           has_draft=self.draft_network is not None)  # fmt: skip
         return self._bound[key]
 
     def encode(self, obs: Mapping[str, Tensor | np.ndarray]) -> Tensor:
@@ -159,6 +164,11 @@ class DiffusionPolicy:
 
         return denoise
 
+    def drafter(self, condition: Tensor) -> Denoise | None:
+        """The draft network's x0 under a condition, called as `denoiser`; None where the checkpoint has none."""
+        network = self.draft_network
+        return None if network is None else lambda x, t, chain: network(x, t, condition[chain])
+
     def predict_action(
         self,
         obs: Mapping[str, Tensor | np.ndarray],
@@ -167,6 +177,7 @@ class DiffusionPolicy:
         noise: Noise | Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         previous_plan: Tensor | None = None,
+        inpaint: Inpainting | None = None,
     ) -> PolicyOutput:
         """Sample one action chunk per observation.
 
@@ -177,6 +188,7 @@ class DiffusionPolicy:
             generator: where noise is drawn from: one, or one per observation. None: torch's default generator.
             previous_plan: (B, T, Da), `plan` of the chunk before, normalised; rows of NaN where there is none. It is
                 shifted by the Ta executed actions, and only guides the drafts: the distribution does not change.
+            inpaint: coordinates of the plan that are known, normalised.
 
         Raises:
             ObservationError: see `encode`; nothing has been drawn or sampled then.
@@ -192,9 +204,10 @@ class DiffusionPolicy:
         if not isinstance(noise, Noise):
             drawn = draw_noise(shape, sampler.schedule, generator, device=self.device)
             noise = drawn if start is None else replace(drawn, start=start.to(drawn.start))
-        # All noise is drawn; a generator of the whole batch is handed on for samplers that may need more.
-        rest = generator if isinstance(generator, torch.Generator) else None
-        sample = sampler(self.denoiser(condition), noise, generator=rest, warm_start=warm_start)
+        sample = sampler(
+            self.denoiser(condition), noise, generator=generator, warm_start=warm_start, draft=self.drafter(condition),
+            inpaint=inpaint,
+        )  # fmt: skip
         plan = sample.x0
         action_pred = self.normalizer.unnormalize("action", plan)
         first = self.config.n_obs_steps - 1

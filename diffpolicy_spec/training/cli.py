@@ -1,6 +1,7 @@
 """dps-train: fit a policy to demonstrations.
 
     dps-train task=lift dataset=data/lift.hdf5 output=outputs/lift
+    dps-train draft=outputs/lift/policy                      # a draft network, distilled from that policy, beside it
 
 Settings and their defaults: configs/train.yaml. Run again with the same settings, it goes on where it was interrupted.
 """
@@ -18,18 +19,21 @@ from diffpolicy_spec.data import Episode, read_robomimic
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.policies import PolicyConfig
 from diffpolicy_spec.training.config import TrainConfig
+from diffpolicy_spec.training.draft import train_draft
 from diffpolicy_spec.training.loop import POLICY, train
 
 __all__ = ["main", "run"]
 
 
 def run(cfg: dict[str, Any]) -> Path:
-    """Train as configs/train.yaml says (resolved, as plain data); returns the folder of the trained policy.
+    """Train as configs/train.yaml says (resolved, as plain data); returns the folder of the (distilled) policy.
 
     Raises:
         ValueError: settings that do not fit (DataError, TrainingError, ScheduleError are ValueErrors).
         OSError: no such dataset, or an output that cannot be written.
     """
+    if cfg["draft"] is not None:
+        return train_draft(cfg)
     task = cfg["task"]
     train_config = TrainConfig.from_dict({f.name: cfg[f.name] for f in fields(TrainConfig)})
     dataset, output = Path(cfg["dataset"] or task["dataset"]), Path(cfg["output"])
