@@ -95,7 +95,7 @@ def test_previous_plan_is_shifted_by_the_executed_steps(policy):
     class Spy:
         schedule = policy.bind(DDPM).schedule
 
-        def __call__(self, denoise, noise, *, generator=None, warm_start=None):
+        def __call__(self, denoise, noise, *, generator=None, warm_start=None, draft=None, inpaint=None):
             seen["warm_start"] = warm_start
             return policy.bind(DDPM)(denoise, noise, generator=generator)
 
