@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from diffpolicy_spec import load_policy
 from diffpolicy_spec.choice.choose import choose
@@ -42,10 +44,13 @@ def by_step_against_constant(choice: Choice) -> str:
 
 def measure(policy: Any, moments: Moments, timed: int, output: Path) -> None:
     """Choose, print, write."""
-    choice = choose(policy, moments, timed=timed, finalists=6, probes=8)
+    choice = choose(
+        policy, moments, timed=timed, finalists=6, probes=6, progress=lambda tried: tqdm(tried, desc="choose")
+    )
     text = (
         f"{sentence(choice)}.\n\n"
-        f"{len(moments)} observations, {timed} chunks timed, the quicker of two draws of each.\n\n"
+        f"{len(moments)} observations, {timed} chunks timed, the quicker of two draws of each; load of the machine "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n\n"
         f"{table(choice)}\nWindows by step against constant ones, for the families looked at closely. The number after "
         f"*by step* is the share of the price of further rows that the plan is charged.\n\n"
         f"{by_step_against_constant(choice)}"
