@@ -34,12 +34,17 @@ def test_every_sampler_composes_and_binds(policy, name):
     assert from_group["name"] == name
     fields = {k: v for k, v in from_group.items() if k not in ("name", "options")}
     options = {k: v for k, v in from_group["options"].items() if v is not None}
+    if name == "draft_model":
+        with pytest.raises(ValueError, match="no draft network"):
+            policy.bind(SamplerConfig(**fields, options=options))
+        return
     bound = policy.bind(SamplerConfig(**fields, options=options))
     assert bound.schedule.num_steps == 10
 
 
 def test_the_issue_s_samplers_are_there():
     named = {"ddpm100", "ddim10", "paradigms", "asd", "nearest", "picard", "speculative"}
+    named |= {"asd_infinite", "drift", "draft_model", "block", "tree", "auto"}
     assert named <= set(known_samplers())
 
 
@@ -74,7 +79,7 @@ def test_a_sampler_may_be_changed_in_the_list():
 @pytest.mark.parametrize(
     ("samplers", "message"),
     [
-        ("[fast]", "no sampler 'fast'; known samplers: asd, ddim10, ddpm100"),
+        ("[fast]", "no sampler 'fast'; known samplers: asd, asd_infinite"),
         ("[]", "samplers must be a list"),
         ("asd", "samplers must be a list"),
         ("[asd,asd]", "two samplers are named asd"),
