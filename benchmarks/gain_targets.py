@@ -108,7 +108,7 @@ def train_unet(target: ProcessMixture, schedule: Schedule, steps: int, seed: int
         loss.backward()
         optimizer.step()
         rate.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     network.eval().requires_grad_(False)
 
     def denoise(x: Tensor, t: Tensor, chain: Tensor) -> Tensor:
