@@ -61,11 +61,12 @@ def cases(chains: int, sampled: int, dataset: Path) -> Iterator[Case]:
     """What is compared."""
     policy = load_policy("lift")
     conditions = draw_conditions(policy, dataset, chains + sampled, None, seed=0)
-    bound = policy.bind(SamplerConfig(options={"gain": True}))
-    stored: Any = getattr(bound.drafter, "gains", None)
+    stored = Gains.from_state_dict(policy.speculation or {})
+    assert stored is not None, "the shipped policy has gains"
     yield Case(
-        "Lift policy", policy.denoiser(conditions[:chains]), policy.denoiser(conditions[chains:]), bound.schedule,
-        (policy.config.horizon, policy.config.action_dim), chains, {"dense, as shipped": stored},
+        "Lift policy", policy.denoiser(conditions[:chains]), policy.denoiser(conditions[chains:]),
+        policy.bind(SamplerConfig("ddpm")).schedule, (policy.config.horizon, policy.config.action_dim), chains,
+        {"dense, as shipped": stored},
     )  # fmt: skip
     config = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
     exact = Schedule.from_diffusers(config | {"prediction_type": "sample", "clip_sample": False})

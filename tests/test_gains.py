@@ -72,7 +72,7 @@ def test_gains_survive_storage_in_half_precision(name):
 
 
 def test_gains_stored_before_there_were_structures_are_dense():
-    gains = load_policy("lift").bind().drafter.gains
+    gains = Gains.from_state_dict(load_policy("lift").speculation)
     assert (gains.structure, gains.shape) == ("dense", (100, 160, 160))
     assert set(gains.state_dict()) == {"gains.G", "gains.timesteps"}
 
