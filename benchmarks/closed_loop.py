@@ -27,14 +27,22 @@ from diffpolicy_spec.eval.subscribers import Recorder
 
 RESULTS = Path(__file__).parent / "results"
 
+SECANT: dict[str, Any] = {"drafter": "picard", "memory": 3, "gain": False, "corrector": False}
+GAIN: dict[str, Any] = {"drafter": "picard", "memory": 1, "gain": True, "corrector": False}
+CORRECTOR: dict[str, Any] = {"drafter": "picard", "memory": 1, "gain": False, "corrector": True}
+
 DRAFTERS: dict[str, dict[str, Any]] = {
     "ASD, two-call (published)": {"drafter": "parent", "warm_start": False},
+    "draft model (published)": {"drafter": "model", "warm_start": False},
     "nearest (fused)": {"drafter": "nearest", "warm_start": False},
-    "picard": {"drafter": "picard", "memory": 0, "gain": False, "warm_start": False},
-    "picard + secant": {"drafter": "picard", "memory": 3, "gain": False, "warm_start": False},
-    "picard + secant + warm start": {"drafter": "picard", "memory": 3, "gain": False, "warm_start": True},
-    "picard + secant + gain": {"drafter": "picard", "memory": 1, "gain": True, "warm_start": False},
-    "picard + secant + gain + warm start (ours)": {"drafter": "picard", "memory": 1, "gain": True, "warm_start": True},
+    "nearest (fused), block": {"drafter": "nearest", "verifier": "block", "warm_start": False},
+    "picard": {**SECANT, "memory": 0, "warm_start": False},
+    "picard + secant": {**SECANT, "warm_start": False},
+    "picard + secant + warm start": {**SECANT, "warm_start": True},
+    "picard + secant + gain": {**GAIN, "warm_start": False},
+    "picard + secant + gain + warm start": {**GAIN, "warm_start": True},
+    "picard + corrector": {**CORRECTOR, "warm_start": False},
+    "picard + corrector + warm start (ours)": {**CORRECTOR, "warm_start": True},
 }
 
 

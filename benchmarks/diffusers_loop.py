@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpolicy_spec import Denoise, Noise, Sample, Schedule
-from diffpolicy_spec.noise import as_noise
+from diffpolicy_spec import Denoise, Inpainting, Noise, Sample, Schedule
+from diffpolicy_spec.noise import Generator, as_noise
 from diffpolicy_spec.recording import Recorder
 
 __all__ = ["DiffusersLoop"]
@@ -31,10 +31,18 @@ class DiffusersLoop:
         denoise: Denoise,
         noise: Noise | Tensor,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
         warm_start: Tensor | None = None,
+        draft: Denoise | None = None,
+        inpaint: Inpainting | None = None,
     ) -> Sample:
-        """Draw chunks; the step noise is the scheduler's own draw from torch's default generator."""
+        """Draw chunks; the step noise is the scheduler's own draw from torch's default generator.
+
+        Raises:
+            ValueError: coordinates are inpainted, which the scheduler knows nothing of.
+        """
+        if inpaint is not None:
+            raise ValueError("diffusers' loop does not inpaint")
         x = as_noise(noise, self.schedule, generator).start
         chain = torch.arange(len(x), device=x.device)
         recorder = Recorder(denoise, self.schedule, tuple(x.shape), x.device)

@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py               # B = 1, chunks of 16 x 10, K = 100, the shipped Lift policy
 
-The overhead of a round is (total - network) / calls: window, draft, verification, correction, memory, bookkeeping. The
+The overhead of a round is (total - network) / calls: window, draft (with the draft network), verification, correction,
+memory, bookkeeping. The
 memory is what the sampler's own tensors hold at their peak: tables, noise, rings of evaluations, gains, one round's
 rows. Needs torch, numpy and this repository; writes benchmarks/results/overhead.{json,md}.
 """
@@ -27,22 +28,23 @@ RESULTS = Path(__file__).parent / "results"
 SPECULATIVE: dict[str, dict[str, Any]] = {
     "ASD, two-call": {"drafter": "parent"},
     "nearest": {"drafter": "nearest"},
-    "picard": {"drafter": "picard", "memory": 0, "gain": False},
-    "picard + secant": {"drafter": "picard", "memory": 3, "gain": False},
-    "picard + gain": {"drafter": "picard", "memory": 0, "gain": True},
-    "picard + secant + gain (ours)": {"drafter": "picard", "memory": 1, "gain": True},
+    "picard": {"drafter": "picard", "memory": 0, "gain": False, "corrector": False},
+    "picard + secant": {"drafter": "picard", "memory": 3, "gain": False, "corrector": False},
+    "picard + gain": {"drafter": "picard", "memory": 0, "gain": True, "corrector": False},
+    "picard + secant + gain": {"drafter": "picard", "memory": 1, "gain": True, "corrector": False},
+    "picard + corrector (ours)": {"drafter": "picard", "memory": 1, "gain": False, "corrector": True},
 }
 
 
 def overhead_ms(sampler: Any, policy: Any, chunks: int) -> tuple[list[float], list[float], list[float]]:
     """Per chunk: overhead ms a round, its share of the chunk, chunk ms."""
     condition = torch.zeros(1, policy.config.condition_dim, device=policy.device)
-    denoise = policy.denoiser(condition)
+    denoise, draft = policy.denoiser(condition), policy.drafter(condition)
     shape = (1, policy.config.horizon, policy.config.action_dim)
     rounds, shares, totals = [], [], []
     for seed in range(chunks + 4):
         noise = draw_noise(shape, sampler.schedule, torch.Generator().manual_seed(seed), policy.device)
-        stats = sampler(denoise, noise).stats
+        stats = sampler(denoise, noise, draft=draft).stats
         if seed >= 4:  # warm-up
             rounds.append(1e3 * (stats.time.total - stats.time.network) / int(stats.calls))
             shares.append(stats.time.overhead)
@@ -63,8 +65,8 @@ def storage_bytes() -> dict[int, int]:
 def sampler_bytes(config: SamplerConfig, policy: Any, batch: int) -> int:
     """Peak bytes of live tensors at the network calls that were not there before the sampler was bound."""
     shape = (batch, policy.config.horizon, policy.config.action_dim)
-    condition = torch.zeros(batch, policy.config.condition_dim)
-    denoise = policy.denoiser(condition)
+    condition = torch.zeros(batch, policy.config.condition_dim, device=policy.device)
+    denoise, draft = policy.denoiser(condition), policy.drafter(condition)
     gc.collect()
     before = storage_bytes()
     peak = 0
@@ -75,9 +77,9 @@ def sampler_bytes(config: SamplerConfig, policy: Any, batch: int) -> int:
         peak = max(peak, sum(size for address, size in now.items() if address not in before))
         return denoise(x, t, chain)
 
-    sampler = bind(config, policy.scheduler_config, policy.speculation)
-    noise: Noise = draw_noise(shape, sampler.schedule, torch.Generator().manual_seed(0))
-    sampler(watched, noise)
+    sampler = bind(config, policy.scheduler_config, policy.speculation, has_draft=draft is not None)
+    noise: Noise = draw_noise(shape, sampler.schedule, torch.Generator().manual_seed(0), policy.device)
+    sampler(watched, noise, draft=draft)
     return peak
 
 
