@@ -31,7 +31,7 @@ from systems_plot import plot
 from systems_problems import PROBLEMS, make_problem
 from systems_tables import systems_table, waste_table
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, QUICK_RESULTS = Path(__file__).parent / "results", Path("outputs") / "systems"
 WINDOWS: list[int | str] = [8, 16, 32, "all"]
 
 # (problem, on a GPU) -> observations and how much of them; bounded by minutes of one core, or of one GPU.
@@ -78,8 +78,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--windows", type=window, nargs="+", help="default: 8 16 32 all; with --quick: 16")
-    parser.add_argument("--quick", action="store_true", help="few chains, one window; writes beside the results")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument("--quick", action="store_true", help=f"few chains, one window; into {QUICK_RESULTS}")
+    parser.add_argument("--output", type=Path, help="folder")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device, begin = torch.device(args.device), time.perf_counter()
@@ -94,12 +94,12 @@ def main() -> None:
 
     title = f"{problem.title}, {'GPU' if device.type == 'cuda' else 'CPU'}"
     kind = "closed_form" if args.problem == "closed_form" else "gpu" if device.type == "cuda" else "cpu"
-    kind += "_quick" if args.quick else ""
     described = {
         "environment": environment(device) | {"seconds": time.perf_counter() - begin}, "problem": problem.title,
         "chunk": problem.chunk, "observations": problem.observations, "plan": asdict(plan), "null": law.levels,
         "null_distances": law.null.tolist(), "rows": rows,
     }  # fmt: skip
+    args.output = args.output or (QUICK_RESULTS if args.quick else RESULTS)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"systems_{kind}.json").write_text(json.dumps(described, indent=1, allow_nan=False) + "\n")
     text = systems_table(rows, law.levels, title)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 __all__ = ["SequentialLaw"]
 
-FLOOR = 0.1  # of the root mean square standard deviation of all coordinates: nearly fixed ones must not outweigh others
+# Of the root mean square standard deviation of all coordinates: nearly fixed ones must not outweigh the others.
+FLOOR = 0.01
 SPLITS, AT_ONCE = 1999, 250
 LEVEL = 0.001
 

@@ -15,7 +15,7 @@ from diffpolicy_spec import Sample, SamplerConfig, draw_noise
 
 __all__ = ["Plan", "law_of", "measure"]
 
-SYSTEM_SEED, LAW_SEED = 1_000, 500_000  # of the first block of chains
+TIMED_SEED, BATCH_SEED, LAW_SEED = 1_000, 10_000, 5_000_000  # BATCH_SEED: times 1, 2, ... for each system
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plan:
 
 
 def draw(problem: Problem, config: SamplerConfig, chains: range, seed: int) -> Sample:
-    """Chunks of these chains; chain j is under observation j mod O. The same noise for all systems with K steps."""
+    """Chunks of these chains; chain j is under observation j mod O."""
     sampler = problem.bind(config)
     denoise, draft = problem.networks(torch.tensor(chains, device=problem.device) % problem.observations)
     # On the device: what block verification and trees draw on their way must not wait for the host.
@@ -73,13 +73,14 @@ def measure(problem: Problem, systems: list[System], law: SequentialLaw, plan: P
         for seed in range(plan.warm_up):
             draw(problem, system.config, range(1), seed)
     # Side by side: one chunk of every system, then the next, so that a slow minute of the machine is everybody's.
+    # The same noise for all of them; the batches have noise of their own, so that laws are tested independently.
     for chain in range(plan.timed):
         for system, samples in zip(systems, drawn, strict=True):
-            samples.append(draw(problem, system.config, range(chain, chain + 1), SYSTEM_SEED + chain))
+            samples.append(draw(problem, system.config, range(chain, chain + 1), TIMED_SEED + chain))
         print(f"{problem.title}: chunk {chain + 1} of {plan.timed} timed", flush=True)
     rows = []
-    for system, timed in zip(systems, drawn, strict=True):
-        rest = [draw(problem, system.config, block, SYSTEM_SEED + block.start)
+    for i, (system, timed) in enumerate(zip(systems, drawn, strict=True), start=1):
+        rest = [draw(problem, system.config, block, i * BATCH_SEED + block.start)
                 for block in blocks(plan.timed, chains, plan.at_once)]  # fmt: skip
         row = described(system) | counts(timed + rest, system) | times(timed)
         x = torch.cat([sample.x0.flatten(1) for sample in timed + rest])

@@ -51,8 +51,9 @@ def panel(axis: Any, rows: list[Row], null: dict[str, float], cost: str) -> None
     for line in lines(rows):
         for r in line:
             if r["family"] in ("DDPM-n", "DDIM-n"):
-                axis.annotate(str(r["steps"]), (r[cost], r["distance"]), xytext=(6, 4), textcoords="offset points",
-                              fontsize=8, color=COLOURS[r["family"]])  # fmt: skip
+                above = 5 if r["family"] == "DDPM-n" else -11
+                axis.annotate(str(r["steps"]), (r[cost], r["distance"]), xytext=(6, above), fontsize=8,
+                              textcoords="offset points", color=COLOURS[r["family"]])  # fmt: skip
     base = next(r for r in rows if r["system"] == REFERENCE)
     axis.axvline(base[cost], color="black", linewidth=0.8, linestyle=":", zorder=1)
     axis.set(xscale="log", yscale="log")
