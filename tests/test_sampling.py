@@ -16,6 +16,8 @@ from diffpolicy_spec import (
     sample_ddpm,
     sample_speculative,
 )
+from diffpolicy_spec.noise import NoiseTable
+from diffpolicy_spec.verification import VERIFIERS
 
 CONFIG = {"num_train_timesteps": 40, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
 SCHEDULE = Schedule.from_diffusers(CONFIG)
@@ -99,6 +101,32 @@ def test_a_good_warm_start_saves_calls_and_none_is_the_default():
     plan = torch.full((64, 6, 1), 0.7)
     assert calls(plan) < calls(None) - 0.5
     assert calls(torch.full_like(plan, torch.nan)) == calls(None)
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_the_same_generator_gives_the_same_sample_with_every_verifier(verifier):
+    def draw(seed):
+        generator = [torch.Generator().manual_seed(seed + i) for i in range(4)]
+        return sample_speculative(DENOISE, SCHEDULE, noise(), generator=generator, verifier=VERIFIERS[verifier],
+                                  window="all").x0  # fmt: skip
+
+    assert torch.equal(draw(1), draw(1))
+
+
+def test_a_round_notes_what_it_spent_and_draws_only_that_anew():
+    """Block verification: noises of committed steps and beyond the window are kept, those it looked at are not."""
+    given, generator = noise(8), torch.Generator().manual_seed(1)
+    table = NoiseTable(given, generator)
+    before = table.xi.clone(), table.u.clone()
+    chain, steps = torch.tensor([1, 6]), torch.tensor([[3, 4, 5], [10, 11, 12]])
+    rows = torch.tensor([[False, True, True], [False, False, True]])
+    table.redraw(chain, steps, rows)
+    changed = torch.zeros(8, 40, dtype=torch.bool)
+    changed[[1, 1, 6], [4, 5, 12]] = True
+    assert torch.equal((table.xi != before[0]).all(-1), changed)
+    assert torch.equal((table.xi != before[0]).any(-1), changed)
+    assert torch.equal(table.u != before[1], changed)
+    assert torch.equal(given.uniforms.T, before[1])
 
 
 def test_the_time_split_adds_up():
