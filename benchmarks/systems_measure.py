@@ -11,7 +11,7 @@ from systems_list import System
 from systems_problems import Problem
 from torch import Tensor
 
-from diffpolicy_spec import Sample, SamplerConfig, draw_noise
+from diffpolicy_spec import BoundSampler, Sample, SamplerConfig, draw_noise
 
 __all__ = ["Plan", "law_of", "measure"]
 
@@ -38,9 +38,8 @@ class Plan:
     reference: int
 
 
-def draw(problem: Problem, config: SamplerConfig, chains: range, seed: int) -> Sample:
+def draw(problem: Problem, sampler: BoundSampler, chains: range, seed: int) -> Sample:
     """Chunks of these chains; chain j is under observation j mod O."""
-    sampler = problem.bind(config)
     denoise, draft = problem.networks(torch.tensor(chains, device=problem.device) % problem.observations)
     # On the device: what block verification and trees draw on their way must not wait for the host.
     generator = torch.Generator(problem.device).manual_seed(seed)
@@ -55,9 +54,9 @@ def blocks(first: int, chains: int, at_once: int) -> list[range]:
 
 def law_of(problem: Problem, plan: Plan) -> SequentialLaw:
     """The sequential law, from chunks of its own seeds."""
-    each = plan.moments + plan.reference + plan.per_observation
+    sampler, each = problem.bind(SamplerConfig("ddpm")), plan.moments + plan.reference + plan.per_observation
     parts = [
-        draw(problem, SamplerConfig("ddpm"), block, LAW_SEED + block.start).x0.flatten(1)
+        draw(problem, sampler, block, LAW_SEED + block.start).x0.flatten(1)
         for block in blocks(0, each * problem.observations, plan.at_once)
     ]
     return SequentialLaw(
@@ -69,18 +68,19 @@ def measure(problem: Problem, systems: list[System], law: SequentialLaw, plan: P
     """A row for every system."""
     chains = plan.per_observation * problem.observations
     drawn: list[list[Sample]] = [[] for _ in systems]
-    for system in systems:
+    samplers = [problem.bind(system.config) for system in systems]
+    for sampler in samplers:
         for seed in range(plan.warm_up):
-            draw(problem, system.config, range(1), seed)
+            draw(problem, sampler, range(1), seed)
     # Side by side: one chunk of every system, then the next, so that a slow minute of the machine is everybody's.
     # The same noise for all of them; the batches have noise of their own, so that laws are tested independently.
     for chain in range(plan.timed):
-        for system, samples in zip(systems, drawn, strict=True):
-            samples.append(draw(problem, system.config, range(chain, chain + 1), TIMED_SEED + chain))
+        for sampler, samples in zip(samplers, drawn, strict=True):
+            samples.append(draw(problem, sampler, range(chain, chain + 1), TIMED_SEED + chain))
         print(f"{problem.title}: chunk {chain + 1} of {plan.timed} timed", flush=True)
     rows = []
-    for i, (system, timed) in enumerate(zip(systems, drawn, strict=True), start=1):
-        rest = [draw(problem, system.config, block, i * BATCH_SEED + block.start)
+    for i, (system, sampler, timed) in enumerate(zip(systems, samplers, drawn, strict=True), start=1):
+        rest = [draw(problem, sampler, block, i * BATCH_SEED + block.start)
                 for block in blocks(plan.timed, chains, plan.at_once)]  # fmt: skip
         row = described(system) | counts(timed + rest, system) | times(timed)
         x = torch.cat([sample.x0.flatten(1) for sample in timed + rest])

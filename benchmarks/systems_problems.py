@@ -126,7 +126,7 @@ def closed_form_problem(device: torch.device, chunk: tuple[int, int] = (16, 2)) 
     generator = torch.Generator().manual_seed(1)
     gains = calibrate(denoise, schedule, (512, *chunk), generator=generator, batch=1024, device=device)
     return Problem(
-        f"two modes, D = {chunk[0] * chunk[1]}", CLOSED_FORM, gains.state_dict(), chunk, 1,
+        f"two modes, D = {chunk[0] * chunk[1]}", CLOSED_FORM, gains.to(device).state_dict(), chunk, 1,
         lambda which: (denoise, draft), device,
     )  # fmt: skip
 
