@@ -31,7 +31,7 @@ from diffpolicy_spec.trees import _accept
 from diffpolicy_spec.verification import verify_block, verify_steps
 from diffpolicy_spec.window import Draft, make_window
 
-ROUNDS, ROWS, D = 100_000, 4, 2
+ROUNDS, BATCH, ROWS, D = 100_000, 10_000, 4, 2
 SCHEDULE = Schedule.from_diffusers({"num_train_timesteps": 12, "prediction_type": "sample"})
 
 
@@ -51,21 +51,26 @@ def assert_standard(z: Tensor) -> None:
 
 
 def implied_noises(verifier) -> Tensor:
+    """(ROUNDS, ROWS * D)."""
+    return torch.cat([_implied_noises(verifier, BATCH, seed) for seed in range(ROUNDS // BATCH)])
+
+
+def _implied_noises(verifier, n: int, seed: int) -> Tensor:
     """(n, ROWS * D) noises of the target's steps over one window of ROWS rows; steps not committed: fresh ones.
 
     v of row i depends on the drafted path up to it, as a network's does.
     """
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     tables = SCHEDULE.on("cpu")
-    chain = torch.arange(ROUNDS)
-    window = make_window(chain, torch.full((ROUNDS,), 3), torch.full((ROUNDS,), ROWS), SCHEDULE.num_steps)
-    xi, u = torch.randn(ROUNDS, ROWS, D, generator=g), torch.rand(ROUNDS, ROWS, generator=g)
-    v, path = torch.zeros(ROUNDS, ROWS, D), torch.zeros(ROUNDS, D)
+    chain = torch.arange(n)
+    window = make_window(chain, torch.full((n,), 3), torch.full((n,), ROWS), SCHEDULE.num_steps)
+    xi, u = torch.randn(n, ROWS, D, generator=g), torch.rand(n, ROWS, generator=g)
+    v, path = torch.zeros(n, ROWS, D), torch.zeros(n, D)
     for i in range(ROWS):
         v[:, i] = torch.tensor([0.9, 0.3]) + 0.7 * torch.sin(path)
         path = path + v[:, i] + xi[:, i]
     shift = tables.shift[window.steps].unsqueeze(-1)
-    m, still = -v / shift, torch.zeros(ROUNDS, ROWS, D)  # the draft's m is 0
+    m, still = -v / shift, torch.zeros(n, ROWS, D)  # the draft's m is 0
     outcome = verifier(tables, window, Draft(m=still, x=still), m, xi, u)
     a = outcome.accepted
     k = window.steps[chain, a]
@@ -83,12 +88,12 @@ def test_a_round_of_a_verifier_leaves_independent_standard_noises(verifier):
 
 def test_blocks_commit_more_than_steps():
     """On the same draws: the block rule is at least as good, and here it is better."""
-    lengths = {}
+    lengths: dict = {}
 
     def counting(verifier):
         def run(*args):
             outcome = verifier(*args)
-            lengths[verifier] = float(outcome.accepted.double().mean())
+            lengths[verifier] = lengths.get(verifier, 0.0) + float(outcome.accepted.double().sum()) / ROUNDS
             return outcome
 
         return run
@@ -120,19 +125,22 @@ def test_a_wrong_block_is_caught(part, wrong, monkeypatch):
 
 
 def step_of_a_tree(children: int, distance: float, accept=_accept, residual=residual_step) -> tuple[Tensor, float]:
-    """The target's noises (n, D) of one step with so many siblings, and the share of rejections."""
-    g = torch.Generator().manual_seed(1)
-    v = distance * torch.nn.functional.normalize(torch.randn(ROUNDS, D, generator=g), dim=1)
-    xi, u = torch.randn(ROUNDS, children, D, generator=g), torch.rand(ROUNDS, children, generator=g)
+    """The target's noises (ROUNDS, D) of one step with so many siblings, and the share of rejections."""
+    parts = [_step(children, distance, accept, residual, BATCH, seed) for seed in range(ROUNDS // BATCH)]
+    z, rejected = (torch.cat(part) for part in zip(*parts, strict=True))
+    return z, float(rejected.double().mean())
+
+
+def _step(children: int, distance: float, accept, residual, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    v = distance * torch.nn.functional.normalize(torch.randn(n, D, generator=g), dim=1)
+    xi, u = torch.randn(n, children, D, generator=g), torch.rand(n, children, generator=g)
     kept, log_p = accept(v, xi, u)
-    first = xi[torch.arange(ROUNDS), kept.long().argmax(dim=1)]
-    z = torch.where(
-        kept.any(1, keepdim=True), v + first, residual(v, xi[:, 0], log_p, torch.rand(ROUNDS, generator=g))
-    )
-    # In the frame of v: along it and across it.
-    e = v / v.norm(dim=1, keepdim=True)
+    first, none = xi[torch.arange(n), kept.long().argmax(dim=1)], ~kept.any(1, keepdim=True)
+    z = torch.where(none, residual(v, xi[:, 0], log_p, torch.rand(n, generator=g)), v + first)
+    e = v / v.norm(dim=1, keepdim=True)  # in the frame of v: along it and across it
     across = torch.stack([-e[:, 1], e[:, 0]], dim=1)
-    return torch.stack([(z * e).sum(1), (z * across).sum(1)], dim=1), float((~kept.any(1)).double().mean())
+    return torch.stack([(z * e).sum(1), (z * across).sum(1)], dim=1), none
 
 
 @pytest.mark.parametrize("distance", [1e-3, 0.3, 1.5, 6.0])
