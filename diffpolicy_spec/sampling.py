@@ -99,6 +99,7 @@ def sample_speculative(
             steps; rows of NaN have none. Whatever it is, as long as it does not depend on `noise`, it moves the cost
             only, not the law.
         draft: a draft network, called like `denoise`, that returns x0: for drafters that use one.
+        inpaint: coordinates that are known; the others are sampled, see `Inpainting`.
 
     Raises:
         ScheduleError: a step before the last has no noise (DDIM with eta = 0): nothing to couple.
