@@ -41,6 +41,7 @@ class Family:
 
 
 _PICARD = {"drafter": "picard", "gain": False, "corrector": False}
+_CORRECTED = {**_PICARD, "memory": 1, "corrector": True}
 
 FAMILIES: tuple[Family, ...] = (
     Family("ASD", {"drafter": "parent"}),
@@ -52,7 +53,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("picard + secant + gain", {**_PICARD, "memory": 1, "gain": True}, needs=("gains",)),
     Family("picard + secant + gain, block", {**_PICARD, "memory": 1, "gain": True, "verifier": "block"}, ("gains",)),
     Family("draft model", {"drafter": "model"}, needs=("draft",)),
-    Family("picard + corrector", {**_PICARD, "memory": 1, "corrector": True}, needs=("draft",)),
+    Family("picard + corrector, 1 sweep", {**_CORRECTED, "sweeps": 1}, needs=("draft",)),
+    Family("picard + corrector", _CORRECTED, needs=("draft",)),
+    Family("picard + corrector, 4 sweeps", {**_CORRECTED, "sweeps": 4, "first_sweeps": 8}, needs=("draft",)),
     Family("tree", method="tree", shapes=(
         {"children": [2, 1, 1, 1, 1, 1], "depth": 6}, {"children": [2, 2, 1, 1, 1, 1, 1, 1], "depth": 8},
         {"children": [3, 2, 2, 1, 1, 1, 1, 1], "depth": 8},
