@@ -72,7 +72,7 @@ def test_the_analytic_law_is_the_sequential_chains(name: str):
         mean, cov = CASES[name].target.chain_law(schedule_of(name))
         y = np.linspace(-1, 1, 41)
         expected = stats.norm.cdf(y, float(mean[0]), float(cov[0, 0]) ** 0.5)
-        np.testing.assert_allclose(chain_cdf(name, schedule_of(name))(y), expected, atol=1e-4)  # a million samples see 0.0026
+        np.testing.assert_allclose(chain_cdf(name, schedule_of(name))(y), expected, atol=1e-4)
     assert_analytic(name, run(name, sequential, SOME, seed=30))
 
 
