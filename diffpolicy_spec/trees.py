@@ -172,9 +172,9 @@ def _walk(
         log_p, first = torch.where(alive & none, left, log_p), torch.where(alive & none, child, first)
         rejected = rejected | (alive & none)
     k = tree.steps[b, node]
-    fresh = noise.steps[k, chain].flatten(1)
-    corrected = residual_step(v[b, node], tree.xi[b, first], log_p, tree.w)
-    z = torch.where(rejected[:, None], corrected, fresh)
+    z, r = noise.steps[k, chain].flatten(1), rejected.nonzero().squeeze(1)
+    if len(r):
+        z[r] = residual_step(v[r, node[r]], tree.xi[r, first[r]], log_p[r], tree.w[r])
     A, B, sigma = (t[k].unsqueeze(-1) for t in (tables.A, tables.B, tables.sigma))
     return node, level, rejected, A * m[b, node] + B * tree.x[b, node] + sigma * z
 
@@ -197,9 +197,10 @@ def _accept(v: Tensor, xi: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     ratio = log_ratio(v.unsqueeze(1), xi).double().exp()
     c, mass, kept = torch.zeros_like(d), torch.ones_like(d), []
     for j in range(xi.shape[1]):
+        if j:
+            mass = c * residual_mass(-c.log(), d)
         kept.append((1 - u[:, j].double()) * mass <= (ratio[:, j] - c).clamp(min=0.0))
         c = c + mass
-        mass = c * residual_mass(-c.log(), d)
     return torch.stack(kept, dim=1), -c.log()
 
 
