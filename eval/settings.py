@@ -147,10 +147,15 @@ def _bind(policy: Any, sampler: Mapping[str, Any]) -> NamedSampler:
     try:
         config = SamplerConfig(sampler["method"], sampler["num_inference_steps"], sampler["eta"], options)
         bound = policy.bind(config)
-        bound(lambda x, t, chain: torch.zeros_like(x), chunk, generator=torch.Generator().manual_seed(0))
+        draft = None if policy.draft_network is None else _says_nothing
+        bound(_says_nothing, chunk, generator=torch.Generator().manual_seed(0), draft=draft)
     except (ValueError, TypeError) as error:
         raise ValueError(f"sampler '{sampler['name']}': {error}") from error
     return NamedSampler(sampler["name"], bound.config, bound)  # "auto" is what it was resolved to
+
+
+def _says_nothing(x: torch.Tensor, t: torch.Tensor, chain: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(x)
 
 
 def _check_fit(policy: Any, env: Any, task: str) -> None:

@@ -46,11 +46,11 @@ class DistillConfig:
 
     hidden: int = 288
     depth: int = 3
-    max_steps: int = 8_000
+    max_steps: int = 4_000
     rounds: int = 4
     chains: int = 256
     windows: tuple[WindowSize, ...] = ("all", 32)
-    batch_size: int = 1024
+    batch_size: int = 512
     lr: float = 2e-3
     weight_decay: float = 1e-5
     anchor: float = 0.3

@@ -61,6 +61,14 @@ def test_every_run_composes_and_prepares(checkpoint, tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_shipped_policys_draft_network_serves_every_sampler_that_wants_one(tmp_path):
+    cfg = config("policy=lift", f"output={tmp_path / 'out'}", "samplers=[speculative,draft_model]", "video=false")
+    settings = prepare(cfg)
+    for env in settings.envs:
+        env.close()
+    assert [s.bound.uses_draft for s in settings.samplers] == [True, True]
+
+
 def test_demo_is_what_make_demo_promises():
     cfg = config(name="demo")
     assert cfg["samplers"] == ["ddpm100", "ddim10", "paradigms", "asd", "speculative"]
