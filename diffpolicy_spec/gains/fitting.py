@@ -127,20 +127,31 @@ class DenseFit:
         return Dense(torch.stack(self._steps))
 
 
-class KroneckerFit:
+class _NearestFit:
+    """A fit that takes, step by step, what its structure has nearest to the estimate (`_nearest`)."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Tensor, Tensor]] = []
+
+    def _nearest(self, found: Estimate) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """What is kept of the step, and the matrix it stands for."""
+        raise NotImplementedError
+
+    def add(self, dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
+        step, G = _fit_to_pairs(dx, dm, ridge, self._nearest)
+        self._steps.append(step)
+        return G
+
+
+class KroneckerFit(_NearestFit):
     """As many Kronecker terms as stand out of the noise at any step, and fit into `max_bytes`."""
 
     def __init__(self, K: int, Tp: int, Da: int, max_bytes: int) -> None:
         each = Kronecker.bytes_stored(K, Tp, Da, 1)
         if each > max_bytes:
             raise ValueError(f"kronecker gains need {each / 1e6:.1f} MB a term, max_bytes is {max_bytes / 1e6:.1f} MB")
+        super().__init__()
         self._Tp, self._terms = Tp, min(max_bytes // each, MAX_TERMS)
-        self._steps: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
-        step, G = _fit_to_pairs(dx, dm, ridge, self._nearest)
-        self._steps.append(step)
-        return G
 
     def _nearest(self, found: Estimate) -> tuple[tuple[Tensor, Tensor], Tensor]:
         step = nearest_kronecker(found.G, self._Tp, found.noise, self._terms)
@@ -152,17 +163,12 @@ class KroneckerFit:
         return Kronecker(T[..., :used].contiguous(), A[:, :, :used].contiguous())
 
 
-class LowRankFit:
+class LowRankFit(_NearestFit):
     """A scalar and a matrix in the subspace U: (D, R)."""
 
     def __init__(self, U: Tensor) -> None:
+        super().__init__()
         self._U = U
-        self._steps: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, dx: Tensor, dm: Tensor, ridge: float) -> Tensor:
-        step, G = _fit_to_pairs(dx, dm, ridge, self._nearest)
-        self._steps.append(step)
-        return G
 
     def _nearest(self, found: Estimate) -> tuple[tuple[Tensor, Tensor], Tensor]:
         c, S = in_subspace(found.G, self._U, found.noise)
