@@ -1,0 +1,1 @@
+"""How the network is called: replicas on several devices, processes, and what was measured about them."""
