@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec import Denoise, Inpainting, Noise, Sample, Schedule
-from diffpolicy_spec.noise import Generator, as_noise
-from diffpolicy_spec.recording import Recorder
+from diffpolicy_spec.networks import Networks
+from diffpolicy_spec.noise import Generator
+from diffpolicy_spec.sampling import draw
+from diffpolicy_spec.sequential import Sequential
+from diffpolicy_spec.window import Turn
 
 __all__ = ["DiffusersLoop"]
 
@@ -25,7 +28,6 @@ class DiffusersLoop:
         self.schedule = Schedule.from_diffusers(scheduler_config)
         self._scheduler.set_timesteps(self.schedule.num_steps)
 
-    @torch.no_grad()
     def __call__(
         self,
         denoise: Denoise,
@@ -43,12 +45,21 @@ class DiffusersLoop:
         """
         if inpaint is not None:
             raise ValueError("diffusers' loop does not inpaint")
-        x = as_noise(noise, self.schedule, generator).start
-        chain = torch.arange(len(x), device=x.device)
-        recorder = Recorder(denoise, self.schedule, tuple(x.shape), x.device)
-        one, none = torch.ones_like(chain), torch.zeros_like(chain)
-        for k, t in enumerate(self._scheduler.timesteps):
-            at = torch.full_like(chain, k)
-            x = self._scheduler.step(recorder.call(x, at, chain), t, x).prev_sample
-            recorder.round(chain, at, one, none, none)
-        return Sample(x0=x, stats=recorder.stats(drafts=False))
+        return draw(lambda networks: _Stepped(networks, self._scheduler), denoise, self.schedule, noise,
+                    generator=generator)  # fmt: skip
+
+
+class _Stepped(Sequential):
+    """Chains that the scheduler steps."""
+
+    def __init__(self, networks: Networks, scheduler: Any) -> None:
+        super().__init__(networks)
+        self._scheduler = scheduler
+
+    def round(self, turn: Turn) -> None:
+        assert turn.low is not None
+        k = turn.low
+        x, steps = self.x.view(self.networks.shape), torch.full_like(turn.chain, k)
+        prediction = self.networks.call(x, steps, turn.chain)
+        self.x.copy_(self._scheduler.step(prediction, self._scheduler.timesteps[k], x).prev_sample.flatten(1))
+        self.networks.clock.lap("verify")

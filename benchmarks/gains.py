@@ -32,7 +32,7 @@ from diffpolicy_spec.calibration import MAX_BYTES, fit_gains
 from diffpolicy_spec.envs.collect import CollectConfig, collect
 from diffpolicy_spec.eval.results import environment
 from diffpolicy_spec.training.calibrate import draw_conditions
-from diffpolicy_spec.window import make_window
+from diffpolicy_spec.window import Turn, make_window
 
 RESULTS = Path(__file__).parent / "results"
 EPISODES_FROM = 150_000  # seeds that no training and no evaluation uses
@@ -84,7 +84,7 @@ def apply_ms(gains: Gains, rows: int = 100) -> float:
     """Median processor milliseconds of a sweep over one chain's window."""
     K, D, _ = gains.shape
     rows = min(rows, K)
-    window = make_window(torch.tensor([0]), torch.tensor([0]), torch.tensor([rows]), K)
+    window = make_window(Turn(torch.tensor([0]), rows, 0, rows), torch.tensor([0]), torch.tensor([rows]), K)
     dx, took = torch.randn(1, rows, D), []
     for _ in range(20):
         begin = time.process_time()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .gains import STRUCTURES, Dense, Gains, LowRank
 from .gains.fitting import DenseFit, Fit, KroneckerFit, LowRankFit, Perturbations
+from .networks import Denoise, Networks
 from .noise import draw_noise
-from .recording import Denoise, Recorder
 from .schedule import Schedule
 
 __all__ = ["MAX_BYTES", "FittedGains", "calibrate", "fit_gains"]
@@ -167,7 +167,7 @@ class _Rows:
     ) -> None:  # fmt: skip
         self.schedule, self.shape, self.device = schedule, shape, device
         self._generator, self._scale, self._batch = generator, scale, batch
-        self._recorder = Recorder(denoise, schedule, shape, device)
+        self._networks = Networks(denoise, schedule, shape, device)
         self._directions = Perturbations(shape[1] * shape[2], generator, device)
 
     def pairs(
@@ -198,7 +198,8 @@ class _Rows:
     def _x0(self, x: Tensor, k: int, chain: Tensor) -> Tensor:
         """x0 at rows x: (n, D) of step k."""
         parts = zip(x.split(self._batch), chain.split(self._batch), strict=True)
-        found = [self._recorder.predict_x0(r, torch.full_like(c, k), c) for r, c in parts if len(r)]
+        found = [self._networks.predict_x0(r, torch.full_like(c, k), c) for r, c in parts if len(r)]
+        self._networks.check()
         return torch.cat(found) if found else x
 
 

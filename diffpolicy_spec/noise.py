@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .schedule import Schedule
 
-__all__ = ["Generator", "Noise", "NoiseTable", "as_noise", "draw_noise"]
+__all__ = ["Draws", "Generator", "Noise", "NoiseTable", "as_noise", "draw_noise"]
 
 Generator = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, one for each chain, or torch's default."""
@@ -59,39 +59,73 @@ def draw_noise(
 
 
 class NoiseTable:
-    """The noise of a running sampler, (B, K, D) and (B, K); what a verifier has spent is drawn anew.
+    """The noise of chains under way, xi: (B, K + 1, D) and u: (B, K + 1); the last step is a bin for padding.
 
-    known: (B, D) bool, coordinates that are not noised, or None.
+    What a verifier has spent is replaced by noise that was drawn for it before the round.
     """
 
-    def __init__(self, noise: Noise, generator: Generator, known: Tensor | None = None) -> None:
-        K, B = noise.uniforms.shape
-        self.xi, self.u = noise.steps.transpose(0, 1).reshape(B, K, -1), noise.uniforms.T
-        self._generator, self._known, self._owned = generator, known, False
+    def __init__(self, batch: int, num_steps: int, size: int, device: torch.device) -> None:
+        self.xi = torch.zeros(batch, num_steps + 1, size, device=device)
+        self.u = torch.zeros(batch, num_steps + 1, device=device)
+        self._fresh = Draws(batch, size, device)
 
-    def redraw(self, chain: Tensor, steps: Tensor, rows: Tensor) -> None:
-        """Draw the noise of steps: (b, N) of chains: (b,) anew where rows: (b, N) says so.
+    def load(self, noise: Noise, generator: Generator, known: Tensor | None) -> None:
+        """Begin with this noise. known: (B, D) bool, coordinates that are not noised, or None."""
+        self.xi[:, :-1] = noise.steps.flatten(2).transpose(0, 1)
+        self.u[:, :-1] = noise.uniforms.T
+        self._fresh.load(generator, known)
 
-        With one generator for each chain, a chain's draws depend on its own generator only.
-        """
-        if not self._owned:  # the caller's tensors stay as they are
-            self.xi, self.u, self._owned = self.xi.clone(), self.u.clone(), True
-        chains, at = chain[:, None].expand_as(steps)[rows], steps[rows]
-        if self._generator is None or isinstance(self._generator, torch.Generator):
-            xi, u = _fresh(len(at), self.xi, self._generator)
-        else:
-            counts, owners = rows.sum(dim=1).tolist(), chain.tolist()
-            parts = [_fresh(n, self.xi, self._generator[c]) for n, c in zip(counts, owners, strict=True)]
-            xi, u = (torch.cat(part) for part in zip(*parts, strict=True))
-        if self._known is not None:
-            xi = xi.masked_fill(self._known[chains], 0.0)
-        self.xi[chains, at], self.u[chains, at] = xi, u
+    def prepare(self, chain: Tensor, rows: int, counts: Tensor) -> None:
+        """Draw fresh noise for at most `rows` steps of chains: (b,), each as many as counts: (b,)."""
+        self._fresh.draw(chain, rows, counts)
+
+    def redraw(self, chain: Tensor, slots: Tensor, spent: Tensor) -> None:
+        """Replace the noise of steps slots: (b, N) where spent: (b, N) says so."""
+        rows, n = chain[:, None], slots.shape[1]
+        xi, u = self._fresh.xi[chain, :n], self._fresh.u[chain, :n]
+        self.xi[rows, slots] = torch.where(spent.unsqueeze(-1), xi, self.xi[rows, slots])
+        self.u[rows, slots] = torch.where(spent, u, self.u[rows, slots])
 
 
-def _fresh(count: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    source = like.device if generator is None else generator.device
-    xi = torch.randn((count, like.shape[-1]), generator=generator, device=source)
-    return xi.to(like.device), torch.rand(count, generator=generator, device=source).to(like.device)
+class Draws:
+    """Noise drawn on the way, xi: (B, N, D) and u: (B, N), in tensors that stay where they are while N does not grow.
+
+    With one generator for each chain, a chain's draws depend on its own generator and its own counts only.
+    """
+
+    def __init__(self, batch: int, size: int, device: torch.device) -> None:
+        self.xi = torch.zeros(batch, 0, size, device=device)
+        self.u = torch.zeros(batch, 0, device=device)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for this many rows of a chain."""
+        B, N, D = self.xi.shape
+        if rows > N:
+            self.xi, self.u = self.xi.new_zeros(B, rows, D), self.u.new_zeros(B, rows)
+
+    def load(self, generator: Generator, known: Tensor | None) -> None:
+        """Draw from here on with `generator`; 0 at known: (B, D) bool coordinates."""
+        self._generator, self._known = generator, known
+
+    def draw(self, chain: Tensor, rows: int, counts: Tensor | None = None) -> None:
+        """Fill the first `rows` rows of chains: (b,), or only as many as counts: (b,) says for each."""
+        self.reserve(rows)
+        D, device, generator = self.xi.shape[-1], self.xi.device, self._generator
+        if generator is None or isinstance(generator, torch.Generator):
+            source = device if generator is None else generator.device
+            xi = torch.randn((len(chain), rows, D), generator=generator, device=source).to(device)
+            u = torch.rand((len(chain), rows), generator=generator, device=source).to(device)
+            self.xi[chain, :rows], self.u[chain, :rows] = self._free(xi, chain), u
+            return
+        numbers = [rows] * len(chain) if counts is None else counts.tolist()
+        for c, n in zip(chain.tolist(), numbers, strict=True):
+            g = generator[c]
+            xi = torch.randn((n, D), generator=g, device=g.device).to(device)
+            self.xi[c, :n] = xi if self._known is None else xi.masked_fill(self._known[c], 0.0)
+            self.u[c, :n] = torch.rand(n, generator=g, device=g.device).to(device)
+
+    def _free(self, xi: Tensor, chain: Tensor) -> Tensor:
+        return xi if self._known is None else xi.masked_fill(self._known[chain].unsqueeze(1), 0.0)
 
 
 def as_noise(noise: Noise | Tensor, schedule: Schedule, generator: Generator = None) -> Noise:

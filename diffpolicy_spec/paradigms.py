@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .chains import Chains
 from .inpainting import Inpainting
+from .networks import Denoise, Networks
 from .noise import Generator, Noise
-from .recording import Denoise, Recorder
-from .sampling import prepare_noise, show
+from .sampling import draw
 from .schedule import Schedule
 from .stats import Sample
-from .window import DEFAULT_WINDOW, make_window, window_sizes
+from .window import DEFAULT_WINDOW, Turn, make_window, widths_to, window_sizes
 
-__all__ = ["DEFAULT_TOLERANCE", "check_paradigms", "sample_paradigms"]
+__all__ = ["DEFAULT_TOLERANCE", "Paradigms", "check_paradigms", "sample_paradigms"]
 
 DEFAULT_TOLERANCE = 0.1
 """Of a state's movement, in units of its step's sigma."""
@@ -26,7 +27,6 @@ def check_paradigms(window: int = DEFAULT_WINDOW, tolerance: float = DEFAULT_TOL
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
 
 
-@torch.no_grad()
 def sample_paradigms(
     denoise: Denoise,
     schedule: Schedule,
@@ -53,34 +53,58 @@ def sample_paradigms(
         ValueError: the tolerance is negative, or the window below 1.
     """
     check_paradigms(window, tolerance)
-    noise = prepare_noise(noise, schedule, generator, inpaint)
-    (B, *chunk), K, device = noise.start.shape, schedule.num_steps, noise.start.device
-    tables, size = schedule.on(device), window_sizes(window, 1, device)
-    recorder = Recorder(denoise, schedule, tuple(noise.start.shape), device, inpaint=inpaint)
-    xi = noise.steps.transpose(0, 1).reshape(B, K, -1)
-    A, B_minus_1, sigma = (t.view(K, 1) for t in (tables.A, tables.B - 1, tables.sigma))
-    x = noise.start.reshape(B, 1, -1).repeat(1, K + 1, 1)  # states not reached yet start at x_0
+    return draw(
+        lambda networks: Paradigms(networks, window=window, tolerance=tolerance), denoise, schedule, noise,
+        generator=generator, inpaint=inpaint,
+    )  # fmt: skip
 
-    k = torch.zeros(B, dtype=torch.long, device=device)
-    active = torch.arange(B, device=device)
-    while active.numel():
-        at = k[active]
-        w = make_window(active, at, size.expand_as(at), K)
-        rows, steps = active[:, None].expand_as(w.steps), w.steps
-        old = x[rows, steps]
-        m = torch.zeros_like(old)
-        m[w.valid] = recorder.predict_x0(old[w.valid], steps[w.valid], rows[w.valid])
-        change = (A[steps] * m + B_minus_1[steps] * old + sigma[steps] * xi[rows, steps]) * w.valid.unsqueeze(-1)
-        new = x[active, at].unsqueeze(1) + change.cumsum(dim=1)  # the states after each step
-        moved = (new - x[rows, steps + 1]).square().mean(-1)
-        settled = (moved <= (tolerance * tables.sigma[steps]) ** 2) & w.valid
+
+class Paradigms(Chains):
+    """Chains whose states are iterated; see `sample_paradigms`."""
+
+    def __init__(
+        self, networks: Networks, *, window: int = DEFAULT_WINDOW, tolerance: float = DEFAULT_TOLERANCE
+    ) -> None:
+        super().__init__(networks)
+        (B, D), K = self.x.shape, self.schedule.num_steps
+        self._window, self._tolerance = window, tolerance
+        # States after 0, 1, ... K steps, and a bin for padding.
+        self._path = torch.zeros(B, K + 2, D, device=networks.device)
+        self._xi = torch.zeros(B, K, D, device=networks.device)
+
+    def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
+        self._xi.copy_(noise.steps.flatten(2).transpose(0, 1))
+        self._path.copy_(self.x[:, None].expand_as(self._path))  # states not reached yet start at x_0
+
+    def sizes(self, chain: Tensor, k: Tensor) -> Tensor:
+        return (self.schedule.num_steps - k).clamp(max=self._window)
+
+    def widths(self) -> list[int]:
+        return widths_to(min(self._window, self.schedule.num_steps))
+
+    def round(self, turn: Turn) -> None:
+        chain, K, t = turn.chain, self.schedule.num_steps, self.tables
+        at = self.k[chain]
+        w = make_window(turn, at, self.rows[chain], K)
+        rows, steps = chain[:, None], w.steps
+        which, old = rows.expand_as(steps), self._path[rows, steps]
+        if turn.dense or not turn.padded:
+            counts = w.valid.flatten() if turn.padded else None
+            m = self.networks.predict_x0(old.flatten(0, 1), steps.flatten(), which.flatten(), counts).view(old.shape)
+        else:
+            m = torch.zeros_like(old)
+            m[w.valid] = self.networks.predict_x0(old[w.valid], steps[w.valid], which[w.valid])
+        A, B, sigma = (table[steps].unsqueeze(-1) for table in (t.A, t.B, t.sigma))
+        change = (A * m + (B - 1) * old + sigma * self._xi[rows, steps]) * w.valid.unsqueeze(-1)
+        new = self._path[chain, at].unsqueeze(1) + change.cumsum(dim=1)  # the states after each step
+        moved = (new - self._path[rows, steps + 1]).square().mean(-1)
+        settled = (moved <= (self._tolerance * sigma.squeeze(-1)) ** 2) & w.valid
         # The first state that has not settled is computed from settled ones: it is where the window moves to.
         ahead = torch.minimum(settled.long().cumprod(dim=1).sum(dim=1) + 1, w.sizes)
-        x[rows[w.valid], steps[w.valid] + 1] = new[w.valid]
-        ends, after = at + w.sizes, torch.arange(K + 1, device=device)
-        last = x[active, ends].unsqueeze(1)
-        x[active] = torch.where((after > ends[:, None]).unsqueeze(-1), last, x[active])
-        recorder.round(active, at, w.sizes, ahead - 1, torch.zeros_like(at, dtype=torch.bool))
-        k[active] = at + ahead
-        active = active[k[active] < K]
-    return Sample(x0=show(x[:, K].reshape(B, *chunk), inpaint), stats=recorder.stats())
+        self._path[rows, torch.where(w.valid, steps + 1, K + 1)] = new
+        ends = at + w.sizes
+        last = self._path[chain, ends].unsqueeze(1)
+        beyond = torch.arange(K + 2, device=at.device) > ends[:, None]
+        self._path[chain] = torch.where(beyond.unsqueeze(-1), last, self._path[chain])
+        self.x[chain] = self._path[chain, at + ahead]
+        self.advance(chain, at, w.sizes, ahead - 1, torch.zeros_like(at))

@@ -8,15 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
+from .chains import Chains
 from .drafting import Drafter, Model, Nearest, Parent, Picard
 from .gains import Gains
 from .inpainting import Inpainting
+from .networks import Denoise, Networks
 from .noise import Generator, Noise
-from .paradigms import check_paradigms, sample_paradigms
-from .sampling import Denoise, check_speculative, sample_ddim, sample_ddpm, sample_speculative
+from .paradigms import Paradigms, check_paradigms
+from .runtime.config import RuntimeConfig
+from .sampling import draw
 from .schedule import Schedule
+from .sequential import Sequential
+from .speculation import Speculation, check_speculative
 from .stats import Sample
-from .trees import check_tree, sample_tree
+from .trees import Trees, check_tree
 from .verification import VERIFIERS
 from .window import DEFAULT_WINDOW, window_sizes
 
@@ -50,6 +55,7 @@ class SamplerConfig:
             DRAFTERS), verifier ("steps" or "block"), window (a number, K numbers, or "all"), warm_start (bool), and for
             picard memory, ridge, sweeps, first_sweeps, and gain and corrector (True, False, or "auto": where the
             checkpoint has gains for this schedule, or a draft network).
+        runtime: how its rounds are run; None: as the policy's are.
 
     Raises:
         ValueError: an unknown method or option.
@@ -59,6 +65,7 @@ class SamplerConfig:
     num_inference_steps: int | None = None
     eta: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    runtime: RuntimeConfig | None = None
 
     def __post_init__(self) -> None:
         if self.method not in _OPTIONS:
@@ -99,20 +106,27 @@ class BoundSampler:
         inpaint: Inpainting | None = None,
     ) -> Sample:
         """Draw action chunks; see `sample_speculative` for the arguments. What a sampler has no use for it ignores."""
+        return draw(
+            self.chains, denoise, self.schedule, noise, generator=generator, inpaint=inpaint,
+            warm_start=self.warm(warm_start), draft=draft if self.uses_draft else None,
+        )  # fmt: skip
+
+    def warm(self, warm_start: Tensor | None) -> Tensor | None:
+        """The warm start, where the sampler uses one."""
+        return warm_start if self.config.options.get("warm_start", True) else None
+
+    def chains(self, networks: Networks) -> Chains:
+        """Chains of this sampler, to be begun and run."""
         method, options = self.config.method, self.config.options
-        if method == "ddpm":
-            return sample_ddpm(denoise, self.schedule, noise, generator=generator, inpaint=inpaint)
-        if method == "ddim":
-            return sample_ddim(denoise, self.schedule, noise, generator=generator, inpaint=inpaint)
         if method == "paradigms":
-            return sample_paradigms(denoise, self.schedule, noise, generator=generator, inpaint=inpaint, **options)
+            return Paradigms(networks, **options)
         if method == "tree":
-            return sample_tree(denoise, self.schedule, noise, generator=generator, inpaint=inpaint, **options)
-        return sample_speculative(
-            denoise, self.schedule, noise, generator=generator, drafter=self.drafter,
-            verifier=VERIFIERS[options.get("verifier", "steps")], window=options.get("window", DEFAULT_WINDOW),
-            warm_start=warm_start if options.get("warm_start", True) else None,
-            draft=draft if self.uses_draft else None, inpaint=inpaint,
+            return Trees(networks, **options)
+        if method in ("ddpm", "ddim"):
+            return Sequential(networks)
+        return Speculation(
+            networks, drafter=self.drafter, verifier=VERIFIERS[options.get("verifier", "steps")],
+            window=options.get("window", DEFAULT_WINDOW),
         )  # fmt: skip
 
 

@@ -12,24 +12,26 @@ __all__ = ["Sample", "SampleStats", "TimeSplit"]
 
 @dataclass(frozen=True)
 class TimeSplit:
-    """Wall-clock seconds of one sampler call for the whole batch; the device is synchronised at each boundary.
+    """Seconds of one sampler call for the whole batch, on the device's clock. Of a captured graph only total is known.
 
     Attributes:
         total: from the first to the last line of the sampler.
         network: inside `denoise`.
         draft: choosing the window, draft means and drafted states.
         verify: acceptance tests, corrections and what is remembered for later drafts.
+        sync: the host learning where the chains are and preparing the next round.
     """
 
     total: float = 0.0
     network: float = 0.0
     draft: float = 0.0
     verify: float = 0.0
+    sync: float = 0.0
 
     @property
     def other(self) -> float:
-        """Seconds of bookkeeping outside network, draft and verify."""
-        return self.total - self.network - self.draft - self.verify
+        """Seconds of bookkeeping outside network, draft, verify and sync."""
+        return self.total - self.network - self.draft - self.verify - self.sync
 
     @property
     def overhead(self) -> float:

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .chains import Chains
 from .coupling import log_ratio, residual_mass, residual_step
 from .inpainting import Inpainting
-from .noise import Generator, Noise
-from .recording import Denoise, Recorder
-from .sampling import check_speculative, prepare_noise, show
+from .networks import Denoise, Networks
+from .noise import Draws, Generator, Noise
+from .sampling import draw
 from .schedule import Schedule, StepTables
+from .speculation import check_speculative
 from .stats import Sample
+from .window import Turn
 
-__all__ = ["MAX_NODES", "check_tree", "sample_tree"]
+__all__ = ["MAX_NODES", "Trees", "check_tree", "sample_tree"]
 
 MAX_NODES = 4096
 """Rows of a round and chain at most."""
@@ -42,7 +45,6 @@ def check_tree(children: int | Sequence[int] = 2, depth: int = 4) -> list[int]:
     return levels
 
 
-@torch.no_grad()
 def sample_tree(
     denoise: Denoise,
     schedule: Schedule,
@@ -66,33 +68,64 @@ def sample_tree(
     Raises:
         ScheduleError, ValueError: as `sample_speculative`; see `check_tree`.
     """
-    levels = check_tree(children, depth)
-    noise = prepare_noise(noise, schedule, generator, inpaint)
-    check_speculative(schedule)
-    (B, *chunk), K, device = noise.start.shape, schedule.num_steps, noise.start.device
-    tables = schedule.on(device)
-    recorder = Recorder(denoise, schedule, tuple(noise.start.shape), device, inpaint=inpaint)
-    free = None if inpaint is None else ~inpaint.mask.flatten(1)
-    x, m0 = noise.start.reshape(B, -1).clone(), torch.zeros(B, noise.start[0].numel(), device=device)
+    return draw(
+        lambda networks: Trees(networks, children=children, depth=depth), denoise, schedule, noise,
+        generator=generator, inpaint=inpaint,
+    )  # fmt: skip
 
-    k = torch.zeros(B, dtype=torch.long, device=device)
-    active = torch.arange(B, device=device)
-    while active.numel():
-        at = k[active]
-        # Chains near their end have shorter trees: no step beyond the last, which is never drafted.
-        depth_here = int((K - 1 - at).max().clamp(max=depth))
-        tree = _grow(tables, at, x[active], m0[active], levels, depth_here, generator, active, free)
-        chain = active[:, None].expand_as(tree.steps)
-        m = m0[active].unsqueeze(1).expand_as(tree.x).clone()
-        m[tree.valid] = recorder.predict_x0(tree.x[tree.valid], tree.steps[tree.valid], chain[tree.valid])
-        node, level, rejected, state = _walk(tables, tree, m, m0[active], noise, active)
-        b = torch.arange(len(active), device=device)
+
+class Trees(Chains):
+    """Chains that grow trees; see `sample_tree`."""
+
+    def __init__(self, networks: Networks, *, children: int | Sequence[int] = 2, depth: int = 4) -> None:
+        super().__init__(networks)
+        check_speculative(self.schedule)
+        (B, D), K, device = self.x.shape, self.schedule.num_steps, networks.device
+        self._levels, width = check_tree(children, depth), 1
+        self._ends = [1]  # nodes of the tree down to each level
+        for n in self._levels:
+            width *= n
+            self._ends.append(self._ends[-1] + width)
+        self._nodes = torch.tensor(self._ends, device=device)
+        self._m = torch.zeros(B, D, device=device)
+        self._xi = torch.zeros(K, B, D, device=device)
+        self._draws = Draws(B, D, device)
+
+    def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
+        self._m.zero_()
+        self._xi.copy_(noise.steps.flatten(2))
+        self._draws.load(generator, self.networks.known)
+
+    def sizes(self, chain: Tensor, k: Tensor) -> Tensor:
+        """Chains near their end have shorter trees: no step beyond the last, which is never drafted."""
+        return self._nodes[(self.schedule.num_steps - 1 - k).clamp(max=len(self._levels))]
+
+    def widths(self) -> list[int]:
+        return [self._ends[-1]]
+
+    def prepare(self, turn: Turn) -> None:
+        # For all levels, grown or not: what a chain draws must not depend on how far the others of its batch are.
+        self._draws.draw(turn.chain, self._ends[-1] + 1)
+
+    def round(self, turn: Turn) -> None:
+        chain = turn.chain
+        b, at, x, m0 = torch.arange(len(chain), device=chain.device), self.k[chain], self.x[chain], self._m[chain]
+        levels = self._levels[: self._ends.index(turn.rows)]
+        xi, u = self._draws.xi[chain], self._draws.u[chain]
+        tree = _grow(self.tables, at, x, m0, levels, xi, u)
+        which = chain[:, None].expand_as(tree.steps)
+        if turn.dense:
+            flat = (tree.x.flatten(0, 1), tree.steps.flatten(), which.flatten(), tree.valid.flatten())
+            m = self.networks.predict_x0(*flat).view(tree.x.shape)
+        else:
+            m = m0.unsqueeze(1).expand_as(tree.x).clone()
+            m[tree.valid] = self.networks.predict_x0(tree.x[tree.valid], tree.steps[tree.valid], which[tree.valid])
+        node, level, rejected, state = _walk(self.tables, tree, m, m0, self._xi[:, chain])
         # After a rejection the rejected children's x0 is as fresh as can be: the first child's.
-        m0[active] = m[b, torch.where(rejected, tree.first_child(node), node)]
-        x[active], k[active] = state, at + level + 1
-        recorder.round(active, at, tree.valid.sum(dim=1), level, rejected)
-        active = active[k[active] < K]
-    return Sample(x0=show(x.view(B, *chunk), inpaint), stats=recorder.stats())
+        self._m[chain] = m[b, torch.where(rejected, tree.first_child(node), node)]
+        rows = self.rows[chain]
+        self.x[chain] = torch.where((rows == 0)[:, None], x, state)
+        self.advance(chain, at, rows, level, rejected)
 
 
 @dataclass(frozen=True)
@@ -123,21 +156,17 @@ class _Tree:
 
 
 def _grow(
-    tables: StepTables, at: Tensor, x: Tensor, m0: Tensor, levels: list[int], depth: int, generator: Generator,
-    chain: Tensor, free: Tensor | None,
-) -> _Tree:  # fmt: skip
-    """x_child = A m0 + B x_parent + sigma xi_child, with fresh noise for every child; the first `depth` levels."""
-    K, (b, D), width, starts, ends = tables.sigma.shape[0], x.shape, 1, [0], [1]
+    tables: StepTables, at: Tensor, x: Tensor, m0: Tensor, levels: list[int], xi: Tensor, u: Tensor
+) -> _Tree:
+    """x_child = A m0 + B x_parent + sigma xi_child, with noise of its own for every child.
+
+    xi: (b, N', D), u: (b, N') for N' - 1 nodes or more; the last uniform draws the residual.
+    """
+    K, b, width, starts, ends = tables.sigma.shape[0], len(x), 1, [0], [1]
     for n in levels:
         width *= n
         starts.append(ends[-1])
         ends.append(ends[-1] + width)
-    # Noise for all levels, grown or not: what a chain draws must not depend on how far the others of its batch are.
-    xi, u = _draw(b, ends[-1], D, generator, chain, x.device)
-    levels, starts, N = levels[:depth], starts[: depth + 1], ends[depth]
-    xi, u, w = xi[:, :N], u[:, :N], u[:, -1]
-    if free is not None:
-        xi = xi * free[chain].unsqueeze(1)
     states, steps = [x.unsqueeze(1)], [at[:, None]]
     for level, n in enumerate(levels):
         k = (at + level).clamp(max=K - 1)
@@ -145,17 +174,20 @@ def _grow(
         mean = (A * m0.unsqueeze(1) + B * states[-1]).repeat_interleave(n, dim=1)
         states.append(mean + sigma * xi[:, starts[level + 1] : ends[level + 1]])
         steps.append((at + level + 1)[:, None].expand(b, states[-1].shape[1]))
-    at_step = torch.cat(steps, dim=1)
+    at_step, N = torch.cat(steps, dim=1), ends[-1]
     return _Tree(
-        levels=levels, starts=[*starts, N], steps=at_step.clamp(max=K - 1), x=torch.cat(states, dim=1), xi=xi,
-        u=u, w=w, valid=at_step < K,
+        levels=levels, starts=[*starts, N], steps=at_step.clamp(max=K - 1), x=torch.cat(states, dim=1),
+        xi=xi[:, :N], u=u[:, :N], w=u[:, -1], valid=at_step < K,
     )  # fmt: skip
 
 
 def _walk(
-    tables: StepTables, tree: _Tree, m: Tensor, m0: Tensor, noise: Noise, chain: Tensor
+    tables: StepTables, tree: _Tree, m: Tensor, m0: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(node (b,), level (b,), rejected (b,) bool, state (b, D)): the deepest kept node, the state after its step."""
+    """(node (b,), level (b,), rejected (b,) bool, state (b, D)): the deepest kept node, the state after its step.
+
+    own: (K, b, D), the noise of a node's step where no child of it was tried.
+    """
     b = torch.arange(m.shape[0], device=m.device)
     v = tables.shift[tree.steps].unsqueeze(-1) * (m0.unsqueeze(1) - m)  # of the step out of each node
     node, level = torch.zeros_like(b), torch.zeros_like(b)
@@ -172,9 +204,8 @@ def _walk(
         log_p, first = torch.where(alive & none, left, log_p), torch.where(alive & none, child, first)
         rejected = rejected | (alive & none)
     k = tree.steps[b, node]
-    z, r = noise.steps[k, chain].flatten(1), rejected.nonzero().squeeze(1)
-    if len(r):
-        z[r] = residual_step(v[r, node[r]], tree.xi[r, first[r]], log_p[r], tree.w[r])
+    residual = residual_step(v[b, node], tree.xi[b, first], log_p, tree.w)
+    z = torch.where(rejected[:, None], residual, own[k, b])
     A, B, sigma = (t[k].unsqueeze(-1) for t in (tables.A, tables.B, tables.sigma))
     return node, level, rejected, A * m[b, node] + B * tree.x[b, node] + sigma * z
 
@@ -202,16 +233,3 @@ def _accept(v: Tensor, xi: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         kept.append((1 - u[:, j].double()) * mass <= (ratio[:, j] - c).clamp(min=0.0))
         c = c + mass
     return torch.stack(kept, dim=1), -c.log()
-
-
-def _draw(
-    b: int, N: int, D: int, generator: Generator, chain: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Noise (b, N, D) and uniforms (b, N + 1), from the chains' own generators if there are any."""
-    if generator is None or isinstance(generator, torch.Generator):
-        source = device if generator is None else generator.device
-        xi = torch.randn((b, N, D), generator=generator, device=source)
-        return xi.to(device), torch.rand((b, N + 1), generator=generator, device=source).to(device)
-    own = [generator[c] for c in chain.tolist()]
-    xi = torch.stack([torch.randn((N, D), generator=g, device=g.device) for g in own])
-    return xi.to(device), torch.stack([torch.rand(N + 1, generator=g, device=g.device) for g in own]).to(device)

@@ -88,10 +88,8 @@ def verify_block(tables: StepTables, window: Window, draft: Draft, m: Tensor, xi
     passed = (before <= torch.where(log_p[:, :-1] == 0, 1.0, h)) & window.valid
     tau = torch.where(passed, i, 0).max(dim=1).values
     rejected = tau < L
-    z, r = xi[b, tau], rejected.nonzero().squeeze(1)
-    if len(r):
-        t = tau[r]
-        z[r] = residual_step(v[r, t], xi[r, t], log_p[r, t], u[r, L[r]])
+    residual = residual_step(v[b, tau], xi[b, tau], log_p[b, tau], u[b, L.clamp(min=0)])
+    z = torch.where(rejected[:, None], residual, xi[b, tau])
     x = _target(tables, window, draft, m, tau, z)
     return Outcome(accepted=tau, rejected=rejected, x=x, spent=window.valid & (i > tau[:, None]))
 

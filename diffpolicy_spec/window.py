@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .schedule import StepTables
 
-__all__ = ["DEFAULT_WINDOW", "Draft", "Response", "Window", "WindowSize", "make_window", "window_sizes"]
+__all__ = ["DEFAULT_WINDOW", "Draft", "Response", "Turn", "Window", "WindowSize", "make_window", "widths_to",
+           "window_sizes"]  # fmt: skip
 
 DEFAULT_WINDOW = 32
 """Rows of a round where nothing else is asked for."""
@@ -20,26 +21,55 @@ WindowSize = int | str | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What the host knows of a round before it runs.
+
+    Attributes:
+        chain: (b,) long, the chains that take part, each once.
+        rows: of a chain at most.
+        low, high: every row that counts is a step in low ... high - 1; None: not known, any.
+        padded: whether a chain may have fewer rows than `rows`, or none.
+        dense: evaluate padding, too: no shape depends on what the device knows.
+        opening: the chains' first round.
+    """
+
+    chain: Tensor
+    rows: int
+    low: int | None = None
+    high: int | None = None
+    padded: bool = True
+    dense: bool = True
+    opening: bool = False
+
+
+@dataclass(frozen=True)
 class Window:
     """Rows of b chains, N at most; row i of a chain is the state before step start + i.
 
     Attributes:
-        chain: (b,) long, index of the chain in the sampler's batch.
-        start: (b,) long, the committed step.
-        sizes: (b,) long, rows of each chain, 1 ... N.
+        turn: what the host knows.
+        start: (b,) long, the committed step, held at K - 1.
+        sizes: (b,) long, rows of each chain, 1 ... N; 0 for chains that are done.
         steps: (b, N) long, start + i, held at K - 1 beyond the last step.
-        valid: (b, N) bool, i < sizes; the other rows are padding and are never evaluated.
+        valid: (b, N) bool, i < sizes; the other rows are padding: whatever is computed there is not used.
         tested: (b, N) bool, i < sizes - 1: rows whose step leads to a drafted row.
-        full: whether every row is valid (no padding).
     """
 
-    chain: Tensor
+    turn: Turn
     start: Tensor
     sizes: Tensor
     steps: Tensor
     valid: Tensor
     tested: Tensor
-    full: bool
+
+    @property
+    def chain(self) -> Tensor:
+        """(b,) long, index of each chain in the sampler's batch."""
+        return self.turn.chain
+
+    def slots(self, bin: int) -> Tensor:
+        """(b, N) long, `steps`, and `bin` for padding: where to write what must not be written twice."""
+        return torch.where(self.valid, self.steps, bin) if self.turn.padded else self.steps
 
 
 @dataclass(frozen=True)
@@ -50,16 +80,20 @@ class Draft:
     x: Tensor
 
 
-def make_window(chain: Tensor, start: Tensor, sizes: Tensor, num_steps: int) -> Window:
-    """Window of `sizes` rows from `start`, cut off at the end of the chain."""
-    sizes = torch.minimum(sizes, num_steps - start)
-    n = int(sizes.max())
-    i = torch.arange(n, device=start.device)
-    valid = i < sizes[:, None]
+def make_window(turn: Turn, start: Tensor, sizes: Tensor, num_steps: int) -> Window:
+    """Window of `sizes` rows, at most turn.rows, from `start`: (b,) each; none of them beyond the last step."""
+    i = torch.arange(turn.rows, device=start.device)
+    start = start.clamp(max=num_steps - 1)
+    steps = start[:, None] + i
     return Window(
-        chain=chain, start=start, sizes=sizes, steps=(start[:, None] + i).clamp_(max=num_steps - 1), valid=valid,
-        tested=i < sizes[:, None] - 1, full=chain.shape[0] == 1 or bool(valid.all()),
+        turn=turn, start=start, sizes=sizes, steps=steps.clamp_(max=num_steps - 1) if turn.padded else steps,
+        valid=i < sizes[:, None], tested=i < sizes[:, None] - 1,
     )  # fmt: skip
+
+
+def widths_to(widest: int) -> list[int]:
+    """A few sizes that windows of at most `widest` rows are padded to: 1, 8, 16, 32, ... and the widest."""
+    return [n for n in (1, 8, 16, 32, 64, 128, 256, 512) if n < widest] + [widest]
 
 
 class Response:
@@ -73,8 +107,9 @@ class Response:
     def __init__(self, tables: StepTables, window: Window, x: Tensor, xi: Tensor) -> None:
         """x: (b, D) committed states; xi: (b, N, D) the noise of each row's step."""
         steps = window.steps
-        if steps.shape[0] == 1:  # one chain: the tables' block is a view
-            rows = slice(int(window.start), int(window.start) + steps.shape[1])
+        low = window.turn.low
+        if steps.shape[0] == 1 and low is not None:  # one chain: the tables' block is a view
+            rows = slice(low, low + steps.shape[1])
             response = tables.response[rows, rows].unsqueeze(0)
             A, sigma = tables.A[rows].unsqueeze(0), tables.sigma[rows].unsqueeze(0)
         else:

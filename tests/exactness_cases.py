@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffpolicy_spec import Gains, Nearest, Noise, Parent, Picard, Sample, Schedule, calibrate, draw_noise
 from diffpolicy_spec.drafting import Drafter, Model
-from diffpolicy_spec.recording import Denoise
+from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.sampling import sample_ddim, sample_ddpm, sample_speculative
 from diffpolicy_spec.trees import sample_tree
 from diffpolicy_spec.verification import VERIFIERS

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from closed_form import Mixture, gaussian
+from windows import window_at
 
 from diffpolicy_spec import Gains, Picard, Schedule, calibrate, sample_speculative
 from diffpolicy_spec.calibration import fit_gains
-from diffpolicy_spec.window import make_window
 
 SCHEDULE = Schedule.from_diffusers({"num_train_timesteps": 30, "beta_schedule": "squaredcos_cap_v2",
                                     "prediction_type": "epsilon", "clip_sample": False})  # fmt: skip
@@ -52,8 +52,7 @@ def test_gains_survive_storage_in_half_precision():
 @pytest.mark.parametrize("starts", [[2], [2, 9, 2], [25, 0, 14]])
 def test_gains_apply_each_row_its_own_step(starts):
     gains = Gains(G=torch.randn(30, 4, 4), timesteps=SCHEDULE.timesteps)
-    start = torch.tensor(starts)
-    window = make_window(torch.arange(len(starts)), start, torch.tensor([8] * len(starts)), 30)
+    window = window_at(starts, [8] * len(starts), 30)
     dx = torch.randn(*window.steps.shape, 4)
     out = gains.apply(window, dx)
     for b, i in window.valid.nonzero().tolist():

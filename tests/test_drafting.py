@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from closed_form import two_modes
+from windows import window_at
 
 from diffpolicy_spec import Nearest, Parent, Picard, Schedule, draw_noise, sample_speculative
 from diffpolicy_spec.drafting import Model
 from diffpolicy_spec.verification import VERIFIERS, verify_steps
-from diffpolicy_spec.window import make_window
 
 CONFIG = {"num_train_timesteps": 40, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
 SCHEDULE = Schedule.from_diffusers(CONFIG)
@@ -27,9 +27,9 @@ def speculate(drafter, batch: int = 1, **options):
     return sample_speculative(DENOISE, SCHEDULE, noise_of(batch), drafter=drafter, **options).stats
 
 
-def first_window(batch: int = 2, rows: int = 6):
+def first_window(batch: int = 2, rows: int = 6, opening: bool = True):
     g = torch.Generator().manual_seed(3)
-    window = make_window(torch.arange(batch), torch.full((batch,), 10), torch.full((batch,), rows), SCHEDULE.num_steps)
+    window = window_at([10] * batch, [rows] * batch, SCHEDULE.num_steps, opening=opening)
     return window, torch.randn(batch, 3, generator=g), torch.randn(batch, rows, 3, generator=g)
 
 
@@ -57,9 +57,9 @@ def test_drafted_states_are_the_chains_steps_with_the_drafted_x0(drafter):
 ], ids=str)  # fmt: skip
 def test_a_draft_does_not_depend_on_its_own_noise_or_a_later_one(drafter):
     """Also in a second round, when there are evaluations to move along."""
-    window, x, xi = first_window()
     running = drafter.start(TABLES, torch.zeros(2, 3), lambda w, states, steps: states.tanh())
-    for _ in range(2):
+    for opening in (True, False):
+        window, x, xi = first_window(opening=opening)
         first = running.draft(window, x, xi)
         for i in range(6):
             other = xi.clone()

@@ -12,6 +12,7 @@ import torch
 from closed_form import ALPHA
 from scipy import stats
 from torch import Tensor
+from windows import window_at
 from wrong_parts import (
     accepts_too_often,
     as_if_p_were_1,
@@ -29,7 +30,7 @@ from diffpolicy_spec import Schedule
 from diffpolicy_spec.coupling import residual_step
 from diffpolicy_spec.trees import _accept
 from diffpolicy_spec.verification import verify_block, verify_steps
-from diffpolicy_spec.window import Draft, make_window
+from diffpolicy_spec.window import Draft
 
 ROUNDS, BATCH, ROWS, D = 100_000, 10_000, 4, 2
 SCHEDULE = Schedule.from_diffusers({"num_train_timesteps": 12, "prediction_type": "sample"})
@@ -63,7 +64,7 @@ def _implied_noises(verifier, n: int, seed: int) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     tables = SCHEDULE.on("cpu")
     chain = torch.arange(n)
-    window = make_window(chain, torch.full((n,), 3), torch.full((n,), ROWS), SCHEDULE.num_steps)
+    window = window_at([3] * n, [ROWS] * n, SCHEDULE.num_steps)
     xi, u = torch.randn(n, ROWS, D, generator=g), torch.rand(n, ROWS, generator=g)
     v, path = torch.zeros(n, ROWS, D), torch.zeros(n, D)
     for i in range(ROWS):

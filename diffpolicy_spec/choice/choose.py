@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.noise import draw_noise
-from diffpolicy_spec.sampling import check_speculative
 from diffpolicy_spec.schedule import Schedule
 from diffpolicy_spec.seeds import hashed_generator
+from diffpolicy_spec.speculation import check_speculative
 
 from .candidates import FAMILIES, Family, available, windows_near
 from .cost import CallCost, measure_call_cost

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from diffpolicy_spec.recording import Denoise
+from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.schedule import Schedule
 
 __all__ = ["ROWS", "CallCost", "clock", "measure_call_cost"]

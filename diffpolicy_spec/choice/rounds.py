@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import Noise
-from diffpolicy_spec.recording import Denoise
 from diffpolicy_spec.samplers import BoundSampler
 from diffpolicy_spec.stats import Sample
 

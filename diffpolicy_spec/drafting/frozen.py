@@ -66,9 +66,16 @@ class _Frozen:
 
     def __init__(self, tables: StepTables, prior: Tensor, *, drift: bool, reopen: bool) -> None:
         self._tables, self._drift, self._reopen = tables, drift, reopen
-        self._m, self._x = prior.clone(), tables.abar[0].sqrt() * prior
-        self._at = torch.zeros(prior.shape[0], dtype=torch.long, device=prior.device)
-        self._stale = torch.ones(prior.shape[0], dtype=torch.bool, device=prior.device)
+        self._m, self._x = torch.empty_like(prior), torch.empty_like(prior)
+        self._at = torch.empty(prior.shape[0], dtype=torch.long, device=prior.device)
+        self._stale = torch.empty(prior.shape[0], dtype=torch.bool, device=prior.device)
+        self.begin(prior)
+
+    def begin(self, prior: Tensor) -> None:
+        self._m.copy_(prior)
+        self._x.copy_(self._tables.abar[0].sqrt() * prior)
+        self._at.zero_()
+        self._stale.fill_(True)
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         return torch.where(self._stale[chain], 1, wanted) if self._reopen else wanted

@@ -37,6 +37,9 @@ class _Scan:
     def __init__(self, tables: StepTables, small: SmallNetwork) -> None:
         self._tables, self._small = tables, small
 
+    def begin(self, prior: Tensor) -> None:
+        pass
+
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         return wanted
 

@@ -73,17 +73,25 @@ class _PicardTable:
     def __init__(self, options: Picard, tables: StepTables, prior: Tensor, small: SmallNetwork | None) -> None:
         self._options, self._tables, self._small = options, tables, small
         (B, D), K, self._slots = prior.shape, tables.sigma.shape[0], options.memory + 1
-        self._seen = prior.new_zeros(B, K, self._slots, 2, D)
-        # The prior stands in for an evaluation of every step until the first round has been seen.
-        self._seen[:, :, 0, 0] = tables.abar.sqrt()[:, None] * prior[:, None]
-        if small is None:
-            self._seen[:, :, 0, 1] = prior[:, None]
-        else:
-            self._m = prior[:, None].repeat(1, K, 1)  # newest m: where the sweeps start
-        self._count = torch.ones(B, K, dtype=torch.long, device=prior.device)
-        self._frontier = torch.full((B,), K, dtype=torch.long, device=prior.device)
+        # One step more than there are: a bin for padding.
+        self._seen = prior.new_zeros(B, K + 1, self._slots, 2, D)
+        if small is not None:
+            self._m = prior.new_zeros(B, K + 1, D)  # newest m: where the sweeps start
+        self._count = torch.zeros(B, K + 1, dtype=torch.long, device=prior.device)
+        self._frontier = torch.zeros(B, dtype=torch.long, device=prior.device)
         self._older = torch.arange(2, self._slots + 1, device=prior.device)
-        self._first = True
+        self.begin(prior)
+
+    def begin(self, prior: Tensor) -> None:
+        """The prior stands in for an evaluation of every step until the first round has been seen."""
+        self._seen.zero_()
+        self._seen[:, :-1, 0, 0] = self._tables.abar.sqrt()[:, None] * prior[:, None]
+        if self._small is None:
+            self._seen[:, :-1, 0, 1] = prior[:, None]
+        else:
+            self._m.copy_(prior[:, None].expand_as(self._m))
+        self._count.fill_(1)
+        self._frontier.fill_(self._count.shape[1] - 1)
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         return wanted
@@ -96,7 +104,7 @@ class _PicardTable:
         newest = self._seen[chain, source, (count - 1) % self._slots]
         x0, r0 = newest.unbind(2)
         gains, secant = options.gains, None
-        if options.memory and not self._first:
+        if options.memory and not window.turn.opening:
             slot = (count.unsqueeze(-1) - self._older) % self._slots
             older = self._seen[chain.unsqueeze(-1), source.unsqueeze(-1), slot]
             used = count.unsqueeze(-1) >= self._older
@@ -108,7 +116,8 @@ class _PicardTable:
         own = (window.steps < frontier).unsqueeze(-1)
         carried = (window.steps >= frontier - 1).unsqueeze(-1)
         innovation = self._innovations(window, x, xi, x0[:, 0], m[:, 0]) if gains is not None else None
-        for _ in range(options.first_sweeps if self._first and self._small is not None else options.sweeps):
+        first = window.turn.opening and self._small is not None
+        for _ in range(options.first_sweeps if first else options.sweeps):
             states = response.states(m)
             dx = (states - x0) * own
             correction, rest = secant.predict(dx) if secant is not None else (torch.zeros_like(dx), dx)
@@ -131,20 +140,17 @@ class _PicardTable:
         return torch.cat([(x - A * m0 - B * x0).unsqueeze(1), drafted], dim=1)
 
     def observe(self, window: Window, draft: Draft, m: Tensor, outcome: Outcome) -> None:
-        if self._first:  # all chains start together: forget the prior
-            self._count.zero_()
-            self._frontier.zero_()
-            self._first = False
-        chain, steps = window.chain[:, None].expand_as(window.steps), window.steps
-        r = m if self._small is None else m - self._small(window, draft.x, steps)
-        seen = torch.stack([draft.x, r], 2)
-        if not window.full:
-            chain, steps, seen, m = chain[window.valid], steps[window.valid], seen[window.valid], m[window.valid]
+        if window.turn.opening:  # forget the prior
+            self._count[window.chain] = 0
+            self._frontier[window.chain] = 0
+        chain, slots = window.chain[:, None], window.slots(self._count.shape[1] - 1)
+        r = m
         if self._small is not None:
-            self._m[chain, steps] = m
-        count = self._count[chain, steps]
-        self._seen[chain, steps, count % self._slots] = seen
-        self._count[chain, steps] = count + 1
+            r = m - self._small(window, draft.x, window.steps)
+            self._m[chain, slots] = m
+        count = self._count[chain, slots]
+        self._seen[chain, slots, count % self._slots] = torch.stack([draft.x, r], 2)
+        self._count[chain, slots] = count + 1
         ends = window.start + window.sizes
         self._frontier[window.chain] = torch.maximum(self._frontier[window.chain], ends)
 
@@ -161,10 +167,26 @@ class _Secant:
         # Empty slots are rows of 0 and stay 0 in c; the floor keeps their inverse finite.
         penalty = ridge * diagonal.sum(-1, keepdim=True) / used.sum(-1, keepdim=True).clamp(min=1)
         diagonal += penalty.clamp(min=1e-20)
-        self._inverse = 1 / gram if gram.shape[-1] == 1 else torch.linalg.inv(gram)
+        self._inverse = 1 / gram if gram.shape[-1] == 1 else _inverse(gram)
 
     def predict(self, dx: Tensor) -> tuple[Tensor, Tensor]:
         """(Y' c, dx - S' c), each (b, N, D)."""
         c = (dx.unsqueeze(2) @ self._S.transpose(-1, -2)) @ self._inverse
         along, dm = (c @ self._differences.flatten(3)).squeeze(2).chunk(2, dim=-1)
         return dm, dx - along
+
+
+def _inverse(gram: Tensor) -> Tensor:
+    """Inverses of small positive definite matrices (..., h, h), by Gauss-Jordan without pivoting.
+
+    torch.linalg.inv makes the host wait to learn whether it went well.
+    """
+    for i in range(gram.shape[-1]):
+        row = gram[..., i : i + 1, :] / gram[..., i : i + 1, i : i + 1]
+        column = gram[..., :, i : i + 1]
+        swept = gram - column * row
+        swept[..., :, i] = -column[..., 0] / gram[..., i, i].unsqueeze(-1)
+        swept[..., i, :] = row[..., 0, :]
+        swept[..., i, i] = 1 / gram[..., i, i]
+        gram = swept
+    return gram

@@ -18,7 +18,13 @@ SmallNetwork = Callable[[Window, Tensor, Tensor], Tensor]
 
 
 class Running(Protocol):
-    """A drafter at work on one batch of chains."""
+    """A drafter at work on one batch of chains.
+
+    It keeps what it remembers in tensors that stay where they are; `draft` and `observe` are device operations only.
+    """
+
+    def begin(self, prior: Tensor) -> None:
+        """Forget everything; prior: (B, D) is an x0 to draft the first round with."""
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         """(b,) rows of the next round of the chains, at most `wanted`; committed history may decide."""
@@ -34,7 +40,7 @@ class Drafter(Protocol):
     """A way to draft."""
 
     def start(self, tables: StepTables, prior: Tensor, small: SmallNetwork | None) -> Running:
-        """Begin B chains; prior: (B, D) is an x0 to draft the first round with, small the draft network if any.
+        """Make room for B chains and begin; prior: (B, D) as in `Running.begin`, small: the draft network if any.
 
         Raises:
             ValueError: what it needs is missing or does not fit.

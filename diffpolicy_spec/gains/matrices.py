@@ -43,13 +43,13 @@ class Matrices(ABC):
     def apply(self, window: Window, dx: Tensor) -> Tensor:
         """dx @ G_k for each row of a window. dx: (b, N, D) -> (b, N, D).
 
-        One chain's rows are a slice of the steps; the rows of several chains are laid out by step, so that the matrices
-        are read in place and never copied per row.
+        One chain's rows are a slice of the steps; the rows of several chains, or of one whose step the host does not
+        know, are laid out by step, so that the matrices are read in place and never copied per row.
         """
         (b, n, D), K = dx.shape, self.shape[0]
-        low = int(window.start.min())
-        high = min(int(window.start.max()) + n, K)
-        if b == 1:
+        turn = window.turn
+        low, high = (0, K) if turn.low is None or turn.high is None else (turn.low, turn.high)
+        if b == 1 and high - low == n and turn.low is not None:
             return self.multiply(dx.transpose(0, 1), low, high).transpose(0, 1)
         rows = high - low
         row, chain = window.steps - low, torch.arange(b, device=dx.device)[:, None].expand(b, n)

@@ -1,1 +1,7 @@
-"""How the network is called: replicas on several devices, processes, and what was measured about them."""
+"""How rounds and networks are run: fixed shapes, compiled or captured, on one device or several."""
+
+from .capture import Report
+from .config import RuntimeConfig
+from .session import Session
+
+__all__ = ["Report", "RuntimeConfig", "Session"]

@@ -196,6 +196,10 @@ class _Watch:
         self._known = torch.zeros(B, K, dtype=torch.bool, device=prior.device)
         self.sizes, self.draft = running.sizes, running.draft
 
+    def begin(self, prior: Tensor) -> None:
+        self._running.begin(prior)
+        self._known.zero_()
+
     def observe(self, window: Window, draft: Draft, m: Tensor, outcome: Outcome) -> None:
         self._running.observe(window, draft, m, outcome)
         chain, k = window.chain[:, None].expand_as(window.steps)[window.valid], window.steps[window.valid]

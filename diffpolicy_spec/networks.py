@@ -1,0 +1,113 @@
+"""Calling a policy's networks for the rows of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .clock import Clock
+from .inpainting import Inpainting
+from .schedule import Schedule
+from .window import Window
+
+__all__ = ["Denoise", "Networks"]
+
+# denoise(x: (N, Tp, Da), t: (N,) long, chain: (N,) long) -> (N, Tp, Da), the network's prediction.
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Networks:
+    """The denoiser and the draft network of B chains, called with flat rows; what is inpainted is filled in.
+
+    Args:
+        denoise: the denoiser; draft: a draft network, called alike, that returns x0; None for none.
+        shape: (B, Tp, Da).
+        inpaint: known coordinates, or None.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        *,
+        draft: Denoise | None = None,
+        inpaint: Inpainting | None = None,
+    ) -> None:
+        self.schedule, self.shape, self.device = schedule, shape, device
+        self.clock, self.draft, self.inpaint = Clock(device), draft, inpaint
+        self._denoise = denoise
+        self.draft_calls = torch.zeros(shape[0], dtype=torch.long, device=device)
+        self.bad = torch.zeros(schedule.num_steps, dtype=torch.long, device=device)  # rows that were not finite
+
+    @property
+    def known(self) -> Tensor | None:
+        """(B, D) bool, coordinates that are not noised."""
+        return None if self.inpaint is None else self.inpaint.mask.flatten(1)
+
+    def begin(self, inpaint: Inpainting | None) -> None:
+        """Forget the chunk before. Inpainting is copied to where it was: a captured graph reads it there.
+
+        Raises:
+            ValueError: inpainting where there was none, or the other way round.
+        """
+        if (inpaint is None) != (self.inpaint is None):
+            raise ValueError("chains are made with inpainting or without; make others")
+        if inpaint is not None and self.inpaint is not None and inpaint is not self.inpaint:
+            self.inpaint.mask.copy_(inpaint.mask)
+            self.inpaint.values.copy_(inpaint.values)
+        self.draft_calls.zero_()
+        self.bad.zero_()
+
+    def call(self, rows: Tensor, k: Tensor, chain: Tensor) -> Tensor:
+        """One network call: the prediction (N, Tp, Da) at rows of that shape, steps k: (N,), chains chain: (N,).
+
+        Raises:
+            ValueError: the network's output has another shape than its input.
+        """
+        self.clock.lap("draft")
+        prediction = self._denoise(rows, self.schedule.on(self.device).timesteps[k], chain)
+        self.clock.lap("network")
+        if prediction.shape != rows.shape:
+            raise ValueError(f"denoise returned {tuple(prediction.shape)} for rows {tuple(rows.shape)}")
+        return prediction
+
+    def predict_x0(self, x: Tensor, k: Tensor, chain: Tensor, counts: Tensor | None = None) -> Tensor:
+        """m at rows x: (N, D), by one `call`. (N, D) float32; 0 at inpainted coordinates.
+
+        counts: (N,) bool, rows whose value matters; None: all. `check` raises if one of them was not finite.
+        """
+        rows = self._shown(x, chain)
+        m = self.schedule.predict_x0(self.call(rows, k, chain), rows, k)
+        bad = ~torch.isfinite(m).flatten(1).all(1)
+        self.bad.index_add_(0, k, (bad if counts is None else bad & counts).long())
+        return self._hidden(m, chain).reshape(x.shape)
+
+    def check(self) -> None:
+        """Raise FloatingPointError if the network has returned NaN or infinite values since `begin`."""
+        if self.bad.any():
+            first = int(self.schedule.timesteps[self.bad.cpu() > 0][0])  # what follows may be its doing
+            raise FloatingPointError(f"denoise returned NaN or infinite values, first at timestep {first}")
+
+    def draft_x0(self, window: Window, x: Tensor, steps: Tensor) -> Tensor:
+        """The draft network's x0 at states x: (b, n, D), at steps: (b, n), of a window's chains. (b, n, D) float32."""
+        if self.draft is None:
+            raise ValueError("no draft network was given")
+        chain = window.chain[:, None].expand_as(steps).flatten()
+        rows = self._shown(x.flatten(0, 1), chain)
+        m = self.draft(rows, self.schedule.on(self.device).timesteps[steps.flatten()], chain).to(torch.float32)
+        if m.shape != rows.shape:
+            raise ValueError(f"the draft network returned {tuple(m.shape)} for rows {tuple(rows.shape)}")
+        self.draft_calls.index_add_(0, window.chain, (window.sizes > 0).long())
+        # A draft is free to be anything finite; what is not must not get into the states.
+        return self._hidden(m.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), chain).reshape(x.shape)
+
+    def _shown(self, x: Tensor, chain: Tensor) -> Tensor:
+        rows = x.reshape(-1, *self.shape[1:])
+        return rows if self.inpaint is None else self.inpaint.of(chain).show(rows)
+
+    def _hidden(self, m: Tensor, chain: Tensor) -> Tensor:
+        return m if self.inpaint is None else self.inpaint.of(chain).hide(m)

@@ -1,0 +1,110 @@
+"""Work of fixed shapes, kept ready to be run again: called as it is, compiled, or captured as a CUDA graph."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Captured", "Report", "capture"]
+
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What making it cost.
+
+    Attributes:
+        pieces: of work kept ready.
+        seconds: to make all of them.
+        bytes: of device memory that graphs hold for what happens inside them; 0 without graphs.
+        graphs: whether they are CUDA graphs.
+    """
+
+    pieces: int
+    seconds: float
+    bytes: int
+    graphs: bool
+
+
+class Captured:
+    """Pieces of work by key; `run` does one.
+
+    Attributes:
+        report: what making it cost.
+    """
+
+    def __init__(self, pieces: Mapping[Hashable, Work], report: Report) -> None:
+        self._pieces, self.report = dict(pieces), report
+
+    def run(self, key: Hashable) -> None:
+        """Do this piece of work."""
+        self._pieces[key]()
+
+
+def capture(
+    work: Mapping[Hashable, Work], again: Callable[[Hashable], None], device: torch.device, *, compiles: bool,
+    graphs: bool,
+) -> Captured:  # fmt: skip
+    """Make pieces of work ready.
+
+    Where the device has no memory for graphs, a warning says so and the work is called as it is.
+
+    Args:
+        work: what to do, by key: device operations of fixed shapes on tensors that stay where they are.
+        again: called with a key before its piece is tried: puts the state it works on into order.
+        compiles: run it through torch.compile.
+        graphs: capture it as CUDA graphs; all share one memory pool, since one runs at a time.
+
+    Raises:
+        ValueError: graphs are asked for and the device is no GPU.
+    """
+    if graphs and device.type != "cuda":
+        raise ValueError(f"CUDA graphs need a GPU, and the device is {device}: mode=static runs the same rounds there")
+    begin = time.perf_counter()
+    pieces: dict[Hashable, Work] = {
+        key: torch.compile(piece, dynamic=False) if compiles else piece for key, piece in work.items()
+    }
+    held = 0
+    if compiles or graphs:
+        for key, piece in pieces.items():
+            for _ in range(2):  # kernels are chosen, libraries loaded
+                again(key)
+                piece()
+    if graphs:
+        before = torch.cuda.memory_reserved(device)
+        try:
+            pieces = _graphs(pieces, again, device)
+            held = torch.cuda.memory_reserved(device) - before
+        except torch.OutOfMemoryError as error:
+            graphs = False
+            torch.cuda.empty_cache()
+            warnings.warn(
+                f"no memory to capture CUDA graphs ({error}); the same rounds are run kernel by kernel, which is "
+                f"slower and otherwise the same. Smaller batches or windows need less",
+                stacklevel=2,
+            )
+    return Captured(pieces, Report(len(pieces), time.perf_counter() - begin, held, graphs))
+
+
+def _graphs(
+    pieces: Mapping[Hashable, Work], again: Callable[[Hashable], None], device: torch.device
+) -> dict[Hashable, Work]:
+    pool, made = torch.cuda.graph_pool_handle(), dict[Hashable, Work]()
+    stream = torch.cuda.Stream(device)
+    for key, piece in pieces.items():
+        again(key)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):  # what a library sets up on the stream it is captured on
+            piece()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        again(key)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            piece()
+        made[key] = graph.replay
+    return made
