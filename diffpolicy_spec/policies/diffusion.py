@@ -13,15 +13,17 @@ from torch import Tensor
 
 from diffpolicy_spec.choice.record import Choice, resolve_auto
 from diffpolicy_spec.inpainting import Inpainting
+from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import Noise, draw_noise
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.draft import DraftNetwork
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 from diffpolicy_spec.policies.observations import ObservationEncoder
+from diffpolicy_spec.policies.runner import Runner
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
+from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
 from diffpolicy_spec.samplers import bind as bind_sampler
-from diffpolicy_spec.sampling import Denoise
 from diffpolicy_spec.stats import Sample
 
 __all__ = ["DiffusionPolicy", "PolicyOutput", "build_network"]
@@ -93,6 +95,7 @@ class DiffusionPolicy:
         self.scheduler_config = dict(scheduler_config)
         self.speculation = None if speculation is None else dict(speculation)
         self.choices = tuple(choices)
+        self.runtime = RuntimeConfig()
         self._place(normalizer)
 
     def _place(self, normalizer: LinearNormalizer) -> None:
@@ -104,6 +107,7 @@ class DiffusionPolicy:
         self.draft_network = None if draft is None else draft.to(self.device)
         self._encoder = ObservationEncoder(self.config, self.normalizer)
         self._bound: dict[str, BoundSampler] = {}
+        self._runners: dict[RuntimeConfig, Runner] = {}
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +124,19 @@ class DiffusionPolicy:
         self.network.to(device)
         self._place(self.normalizer)
         return self
+
+    def use(self, runtime: RuntimeConfig) -> DiffusionPolicy:
+        """Run samplers this way from now on, in place; what a sampler's config says of its own goes first."""
+        self.runtime = runtime
+        return self
+
+    def runner(self, runtime: RuntimeConfig | None = None) -> Runner:
+        """The networks laid out for a runtime, made once; None: the policy's."""
+        runtime = self.runtime if runtime is None else runtime
+        if runtime not in self._runners:
+            steps = int(self.scheduler_config.get("num_train_timesteps", 1000))
+            self._runners[runtime] = Runner(self.network, self.draft_network, steps, runtime)
+        return self._runners[runtime]
 
     def bind(self, config: SamplerConfig | None = None) -> BoundSampler:
         """A sampler for this policy's chain, made once per config; None: the default, exact speculative one.
@@ -156,18 +173,11 @@ class DiffusionPolicy:
 
     def denoiser(self, condition: Tensor) -> Denoise:
         """The network under a condition (B, To * Do): denoise(x: (N, T, Da), t: (N,), chain: (N,)) -> (N, T, Da)."""
-        network = self.network
-
-        @torch.no_grad()
-        def denoise(x: Tensor, t: Tensor, chain: Tensor) -> Tensor:
-            return network(x, t, condition[chain])
-
-        return denoise
+        return self.runner().denoiser(condition)
 
     def drafter(self, condition: Tensor) -> Denoise | None:
         """The draft network's x0 under a condition, called as `denoiser`; None where the checkpoint has none."""
-        network = self.draft_network
-        return None if network is None else lambda x, t, chain: network(x, t, condition[chain])
+        return self.runner().drafter(condition)
 
     def predict_action(
         self,
@@ -204,10 +214,10 @@ class DiffusionPolicy:
         if not isinstance(noise, Noise):
             drawn = draw_noise(shape, sampler.schedule, generator, device=self.device)
             noise = drawn if start is None else replace(drawn, start=start.to(drawn.start))
-        sample = sampler(
-            self.denoiser(condition), noise, generator=generator, warm_start=warm_start, draft=self.drafter(condition),
-            inpaint=inpaint,
-        )  # fmt: skip
+        runner = self.runner(sampler.config.runtime if isinstance(sampler, BoundSampler) else None)
+        sample = runner.sample(
+            sampler, condition, noise, generator=generator, warm_start=warm_start, inpaint=inpaint
+        )
         plan = sample.x0
         action_pred = self.normalizer.unnormalize("action", plan)
         first = self.config.n_obs_steps - 1
