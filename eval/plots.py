@@ -131,8 +131,10 @@ def draw_plots(summaries: Mapping[str, Summary], latencies_ms: Mapping[str, np.n
     drawn = []
     if latencies_ms:
         plot_latency(latencies_ms, folder / LATENCY)
+        drawn.append(folder / LATENCY)
+    if any(s.shares is not None and s.latency is not None for s in summaries.values()):
         plot_time_split(summaries, folder / TIME_SPLIT)
-        drawn += [folder / LATENCY, folder / TIME_SPLIT]
+        drawn.append(folder / TIME_SPLIT)
     if any(s.acceptance is not None for s in summaries.values()):
         plot_acceptance(summaries, folder / ACCEPTANCE)
         drawn.append(folder / ACCEPTANCE)

@@ -219,9 +219,10 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     notices: list[str] = []
 
     from diffpolicy_spec import load_policy
+    from diffpolicy_spec.runtime import RuntimeConfig
 
     torch.set_num_threads(cfg["num_threads"])  # sampler=auto compares it with what was measured
-    policy = load_policy(cfg["policy"], parse_device(cfg["device"]))
+    policy = load_policy(cfg["policy"], parse_device(cfg["device"])).use(RuntimeConfig(**cfg["runtime"]))
     samplers = tuple(_bind(policy, sampler) for sampler in chosen)
 
     video = _choose_video(cfg["video"], notices)

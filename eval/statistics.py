@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -73,7 +73,7 @@ class Summary:
         steps_mean: environment steps of an episode.
         chunks: action chunks measured, warm-up excluded.
         latency: of a policy call, ms. None without chunks, as everything below.
-        shares: mean ms of a call by where it went.
+        shares: mean ms of a call by where it went; None where that is not known.
         calls_mean: sequential network calls of a chunk.
         rows_mean: rows evaluated by the network for a chunk.
         acceptance_rate: tests passed / tests; None where nothing is tested.
@@ -114,9 +114,11 @@ def _latency(chunks: Sequence[ChunkRecord]) -> Latency:
     return Latency(mean=float(ms.mean()), p50=p50, p95=p95, p99=p99, max=float(ms.max()))
 
 
-def _shares(chunks: Sequence[ChunkRecord]) -> TimeShares:
+def _shares(chunks: Sequence[ChunkRecord]) -> TimeShares | None:
+    """None where rounds are captured graphs: what happens inside one is not timed."""
     calls = {c.call: (c.network_ms, c.draft_ms, c.verify_ms, c.other_ms) for c in chunks}
-    return TimeShares(*(float(v) for v in np.mean(list(calls.values()), axis=0)))
+    means = [float(v) for v in np.mean(list(calls.values()), axis=0)]
+    return TimeShares(*means) if np.isfinite(means).all() else None
 
 
 def summarize(
@@ -140,8 +142,7 @@ def summarize(
     low, high = wilson_interval(successes, len(episodes))
     if chunks:
         latency, shares = _latency(chunks), _shares(chunks)
-        spent = shares.network + shares.draft + shares.verify + shares.other
-        overhead = 1 - shares.network / spent if spent > 0 else None
+        overhead = None if shares is None else 1 - shares.network / sum(astuple(shares))
         calls_mean = float(np.mean([c.calls for c in chunks]))
         rows = sum(c.evaluations for c in chunks)
         drafted = sum(c.drafted for c in chunks)

@@ -167,6 +167,16 @@ def test_results_repeat_and_overwrite(checkpoint, tmp_path):
     assert counts[0] == counts[1]
 
 
+def test_a_runtime_of_fixed_shapes_drives_the_same_episodes(checkpoint, tmp_path):
+    runs = [
+        evaluate(run_config(checkpoint, tmp_path / name, f"runtime={name}", "video=false", "plots=false"))[0]
+        for name in ("eager", "static")
+    ]
+    assert runs[0].episodes == runs[1].episodes
+    counts = [[(c.seed, c.calls, c.evaluations, c.accepted_at) for c in run.chunks] for run in runs]
+    assert counts[0] == counts[1]
+
+
 def test_a_crash_leaves_no_log_of_an_earlier_run(checkpoint, tmp_path, monkeypatch):
     config = run_config(checkpoint, tmp_path / "out", "video=false", "overwrite=true")
     evaluate(config)

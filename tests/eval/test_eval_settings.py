@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from tiny_policy import tiny_policy
 
 from diffpolicy_spec.eval.settings import known_samplers, prepare, resolve_samplers
+from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
 
 
@@ -40,6 +41,11 @@ def test_every_sampler_composes_and_binds(policy, name):
         return
     bound = policy.bind(SamplerConfig(**fields, options=options))
     assert bound.schedule.num_steps == 10
+
+
+@pytest.mark.parametrize("name", ["eager", "static", "compiled", "graphs", "compiled_graphs"])
+def test_every_runtime_composes(name):
+    assert RuntimeConfig(**config(f"runtime={name}")["runtime"]).mode == name
 
 
 def test_the_issue_s_samplers_are_there():
