@@ -33,10 +33,12 @@ class Chains(ABC):
             what is not a round.
         flags: (2,) long, what `note` found: rows of any chain's next round at most; rows that were not finite so far.
         drafts: whether rounds draft anything.
+        draws: whether `prepare` draws anything.
         lockstep: whether every chain goes one step forward each round: K rounds of one row.
     """
 
     drafts = True
+    draws = False
     lockstep = False
 
     def __init__(self, networks: Networks) -> None:

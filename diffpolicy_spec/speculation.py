@@ -46,6 +46,7 @@ class Speculation(Chains):
         self._verify, (B, D), K = verifier, self.x.shape, self.schedule.num_steps
         self._window = window_sizes(window, K, networks.device)
         self._noise = NoiseTable(B, K, D, networks.device)
+        self.draws = verifier is not verify_steps  # which keeps its noises
         self._drafter: Drafter = drafter or Picard()
         self._running: Running | None = None
 
@@ -66,7 +67,7 @@ class Speculation(Chains):
         return widths_to(min(int(self._window.max()), self.schedule.num_steps))
 
     def prepare(self, turn: Turn) -> None:
-        if self._verify is not verify_steps:  # its noises are kept
+        if self.draws:
             self._noise.prepare(turn.chain, turn.rows, self.rows[turn.chain])
 
     def round(self, turn: Turn) -> None:

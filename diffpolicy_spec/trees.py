@@ -77,6 +77,8 @@ def sample_tree(
 class Trees(Chains):
     """Chains that grow trees; see `sample_tree`."""
 
+    draws = True
+
     def __init__(self, networks: Networks, *, children: int | Sequence[int] = 2, depth: int = 4) -> None:
         super().__init__(networks)
         check_speculative(self.schedule)

@@ -1,4 +1,4 @@
-"""Work of fixed shapes, kept ready to be run again: called as it is, compiled, or captured as a CUDA graph."""
+"""Work of fixed shapes, kept ready to be run again: called as it is, or captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["Captured", "Report", "capture"]
+__all__ = ["Captured", "Report", "capture", "has_conditions", "when"]
 
 Work = Callable[[], None]
 
@@ -47,9 +49,8 @@ class Captured:
 
 
 def capture(
-    work: Mapping[Hashable, Work], again: Callable[[Hashable], None], device: torch.device, *, compiles: bool,
-    graphs: bool,
-) -> Captured:  # fmt: skip
+    work: Mapping[Any, Work], again: Callable[[Any], None], device: torch.device, *, warm: bool, graphs: bool
+) -> Captured:
     """Make pieces of work ready.
 
     Where the device has no memory for graphs, a warning says so and the work is called as it is.
@@ -57,7 +58,7 @@ def capture(
     Args:
         work: what to do, by key: device operations of fixed shapes on tensors that stay where they are.
         again: called with a key before its piece is tried: puts the state it works on into order.
-        compiles: run it through torch.compile.
+        warm: do every piece twice first, so that kernels are chosen and compiled; graphs need it.
         graphs: capture it as CUDA graphs; all share one memory pool, since one runs at a time.
 
     Raises:
@@ -65,16 +66,11 @@ def capture(
     """
     if graphs and device.type != "cuda":
         raise ValueError(f"CUDA graphs need a GPU, and the device is {device}: mode=static runs the same rounds there")
-    begin = time.perf_counter()
-    pieces: dict[Hashable, Work] = {
-        key: torch.compile(piece, dynamic=False) if compiles else piece for key, piece in work.items()
-    }
-    held = 0
-    if compiles or graphs:
-        for key, piece in pieces.items():
-            for _ in range(2):  # kernels are chosen, libraries loaded
-                again(key)
-                piece()
+    begin, pieces, held = time.perf_counter(), dict(work), 0
+    for key, piece in pieces.items() if warm or graphs else ():
+        for _ in range(2):
+            again(key)
+            piece()
     if graphs:
         before = torch.cuda.memory_reserved(device)
         try:
@@ -89,6 +85,28 @@ def capture(
                 stacklevel=2,
             )
     return Captured(pieces, Report(len(pieces), time.perf_counter() - begin, held, graphs))
+
+
+def when(condition: Tensor, work: Work) -> None:
+    """Do the work if condition: () bool holds when it comes to it.
+
+    In a CUDA graph under capture it becomes a conditional node: the device decides, the host does not wait. Elsewhere
+    the host looks.
+    """
+    if condition.is_cuda and torch.cuda.is_current_stream_capturing():
+        graph = torch.cuda.CUDAGraph.get_currently_capturing_graph()
+        graph.begin_capture_to_if_node(condition)
+        try:
+            work()
+        finally:
+            graph.end_capture_to_conditional_node()
+    elif condition:
+        work()
+
+
+def has_conditions() -> bool:
+    """Whether this torch can put conditional nodes into CUDA graphs."""
+    return hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node")
 
 
 def _graphs(

@@ -22,15 +22,18 @@ class RuntimeConfig:
         mode: "eager": kernels one by one, rounds as wide as they need to be. "static": rounds padded to a few widths
             and batches to a few sizes, and nothing but one flag read a round; "compiled": these by torch.compile (a
             minute a shape on a CPU); "graphs": these as CUDA graphs; "compiled_graphs": both.
+        rounds: so many rounds of a chunk are one piece of work, run under conditions that the device looks at: with
+            graphs, one launch for them all. Rounds that are left are pieces of their own.
         dtype: what the denoiser computes in ("float32", "bfloat16", "float16"); None: as it was loaded. States stay
             float32.
         threads: of torch on a CPU, for the whole process; None: as they are.
 
     Raises:
-        ValueError: an unknown mode or dtype, or threads below 1.
+        ValueError: an unknown mode or dtype, or rounds or threads below 1.
     """
 
     mode: str = "eager"
+    rounds: int = 1
     dtype: str | None = None
     threads: int | None = None
 
@@ -39,6 +42,8 @@ class RuntimeConfig:
             raise ValueError(f"unknown runtime mode {self.mode!r}; known: {', '.join(MODES)}")
         if self.dtype is not None and self.dtype not in _DTYPES:
             raise ValueError(f"unknown runtime dtype {self.dtype!r}; known: {', '.join(_DTYPES)}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
 

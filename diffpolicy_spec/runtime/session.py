@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from functools import partial
 
@@ -16,7 +17,7 @@ from diffpolicy_spec.schedule import Schedule
 from diffpolicy_spec.stats import Sample
 from diffpolicy_spec.window import Turn
 
-from .capture import Captured, Report, capture
+from .capture import Captured, Report, capture, has_conditions, when
 from .config import RuntimeConfig
 
 __all__ = ["Session"]
@@ -122,10 +123,11 @@ class Session:
         self._first = int(chains.rows.max())
         chains.prepare(Turn(chains.everyone, self._widths[-1]))  # room for the widest
         if chains.lockstep:
-            work[_CHAIN] = self._whole_chain
+            work[_CHAIN] = self._ready(self._whole_chain)
         else:
-            work = {width: partial(self._round, Turn(chains.everyone, width)) for width in self._widths}
-            work[_OPENING] = partial(self._round, Turn(chains.everyone, self._first, opening=True))
+            work = {width: self._ready(partial(self._round, Turn(chains.everyone, width))) for width in self._widths}
+            opening = self._ready(partial(self._round, Turn(chains.everyone, self._first, opening=True)))
+            work[_OPENING] = partial(self._several, opening, work[self._widths[-1]], self._rounds())
 
         def again(key: Hashable) -> None:
             begin()
@@ -134,9 +136,29 @@ class Session:
 
         config, clock = self._config, chains.networks.clock
         clock.running = False
-        made = capture(work, again, self._device, compiles=config.compiles, graphs=config.captures)
+        made = capture(work, again, self._device, warm=config.compiles, graphs=config.captures)
         clock.running = not (config.compiles or made.report.graphs)
         return made
+
+    def _ready(self, work: Callable[[], None]) -> Callable[[], None]:
+        return torch.compile(work, dynamic=False) if self._config.compiles else work
+
+    def _rounds(self) -> int:
+        """Rounds that go into one piece of work."""
+        rounds = self._config.rounds
+        if rounds > 1 and self._config.captures and not has_conditions():
+            warnings.warn(
+                f"rounds={rounds}: torch {torch.__version__} cannot put conditions into CUDA graphs; every round is a "
+                f"graph of its own",
+                stacklevel=2,
+            )
+            return 1
+        return 1 if self._chains.draws else rounds
+
+    def _several(self, opening: Callable[[], None], further: Callable[[], None], rounds: int) -> None:
+        opening()
+        for _ in range(rounds - 1):
+            when(self._chains.flags[0] > 0, further)
 
     def _round(self, turn: Turn) -> None:
         self._chains.round(turn)

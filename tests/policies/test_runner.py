@@ -102,6 +102,8 @@ def test_what_a_runtime_cannot_be_is_refused():
         RuntimeConfig("fast")
     with pytest.raises(ValueError, match="unknown runtime dtype 'int8'"):
         RuntimeConfig(dtype="int8")
+    with pytest.raises(ValueError, match="rounds must be at least 1"):
+        RuntimeConfig(rounds=0)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         RuntimeConfig(threads=0)
     with pytest.raises(ValueError, match="CUDA graphs need a GPU, and the device is cpu: mode=static"):
@@ -119,7 +121,7 @@ def test_without_memory_for_graphs_a_warning_says_so_and_the_work_is_done(monkey
     done = []
     with pytest.warns(UserWarning, match="no memory to capture CUDA graphs.*kernel by kernel"):
         made = capture.capture({"a": lambda: done.append(1)}, lambda key: done.clear(), torch.device("cuda"),
-                               compiles=False, graphs=True)  # fmt: skip
+                               warm=True, graphs=True)  # fmt: skip
     done.clear()
     made.run("a")
     assert done == [1]
@@ -135,10 +137,10 @@ def test_compiled_rounds_give_the_same_samples(name: str):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("mode", ["static", "graphs"])
+@pytest.mark.parametrize(("mode", "rounds"), [("static", 1), ("graphs", 1), ("graphs", 6)])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_on_a_gpu_the_same_samples(name: str, mode: str):
-    eager, ours = policy_with_draft().to("cuda"), policy_with_draft().to("cuda").use(RuntimeConfig(mode))
+def test_on_a_gpu_the_same_samples(name: str, mode: str, rounds: int):
+    eager, ours = policy_with_draft().to("cuda"), policy_with_draft().to("cuda").use(RuntimeConfig(mode, rounds))
     for seed, batch in enumerate([1, 3, 3, 1, 4]):
         assert_same(ours, eager, SAMPLERS[name], batch, seed)
     for p in (eager, ours):

@@ -30,11 +30,11 @@ def small(x, t, chain):
     return 0.5 * x.tanh()
 
 
-def made(config: SamplerConfig, batch: int, **options) -> tuple:
+def made(config: SamplerConfig, batch: int, rounds: int = 1, **options) -> tuple:
     sampler = bind(config, CONFIG, has_draft=True)
     draft = small if sampler.uses_draft else None
     session = Session(sampler.chains, TARGET.denoiser(sampler.schedule), sampler.schedule, (batch, 6, 1), DEVICE,
-                      draft=draft, config=RuntimeConfig("static"), **options)  # fmt: skip
+                      draft=draft, config=RuntimeConfig("static", rounds), **options)  # fmt: skip
     return sampler, session
 
 
@@ -43,10 +43,10 @@ def noise_of(sampler, batch: int, seed: int = 0) -> Noise:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("batch", [1, 5])
-def test_the_same_noise_gives_the_same_samples(name: str, batch: int):
-    """Chunk after chunk in one session, with fewer chains than it has room for."""
-    sampler, session = made(SAMPLERS[name], 8 if batch > 1 else 1)
+@pytest.mark.parametrize(("batch", "rounds"), [(1, 1), (5, 1), (1, 4), (5, 30)])
+def test_the_same_noise_gives_the_same_samples(name: str, batch: int, rounds: int):
+    """Chunk after chunk in one session, with fewer chains than it has room for, and several rounds at once."""
+    sampler, session = made(SAMPLERS[name], 8 if batch > 1 else 1, rounds)
     denoise = TARGET.denoiser(sampler.schedule)
     for seed in range(3):
         noise, plan = noise_of(sampler, batch, seed), 0.3 * torch.ones(batch, 6, 1)
