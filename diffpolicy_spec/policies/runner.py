@@ -9,6 +9,8 @@ from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import Generator, Noise
 from diffpolicy_spec.runtime import Report, RuntimeConfig, Session
+from diffpolicy_spec.runtime.replicas import Replicas, replicate
+from diffpolicy_spec.runtime.split import Split, SplitTimes, measure_split
 from diffpolicy_spec.samplers import BoundSampler
 from diffpolicy_spec.sampling import prepare_noise
 from diffpolicy_spec.stats import Sample
@@ -65,6 +67,8 @@ class Runner:
         self._network = inference_network(network, num_train_timesteps, config.torch_dtype)
         self._draft = None if draft is None else inference_network(draft, num_train_timesteps)
         self.config = config
+        self._steps = num_train_timesteps
+        self._replicas: Replicas | None = None
         self._sessions: dict[tuple[str, int, bool], tuple[Session, Conditioned, Conditioned | None]] = {}
         self._where: list[int] = []
 
@@ -74,8 +78,28 @@ class Runner:
         return {key: session.report for key, (session, _, _) in self._sessions.items()}
 
     def denoiser(self, condition: Tensor) -> Denoise:
-        """The denoiser under conditions (B, C)."""
-        return Conditioned(self._network).load(condition)
+        """The denoiser under conditions (B, C). On several devices there is one: it is under the last conditions."""
+        if not self.config.devices:
+            return Conditioned(self._network).load(condition)
+        if self._replicas is None:
+            dtype = self.config.torch_dtype
+            self._replicas = replicate(
+                self._modules[0], self.config.devices, lambda module: inference_network(module, self._steps, dtype)
+            )
+        self._replicas.load(condition)
+        return self._replicas
+
+    def measure_split(self, condition: Tensor, chunk: tuple[int, int]) -> SplitTimes:
+        """Time calls on the first device and on all, under a condition (1, C), and split from here on where that pays.
+
+        chunk: (Tp, Da).
+        """
+        denoise = self.denoiser(condition)
+        if not isinstance(denoise, Replicas):
+            raise ValueError("there is one device: give RuntimeConfig(devices=...) several")
+        times = measure_split(denoise.alone, denoise.split, chunk, condition.device)
+        denoise.share(Split(times.from_rows))
+        return times
 
     def drafter(self, condition: Tensor) -> Denoise | None:
         """The draft network under conditions (B, C); None where there is none."""
@@ -89,6 +113,8 @@ class Runner:
         if self.config.threads is not None and torch.get_num_threads() != self.config.threads:
             torch.set_num_threads(self.config.threads)
         if self.config.mode == "eager" or not isinstance(sampler, BoundSampler):
+            if self.config.devices and self._replicas is None:
+                self.measure_split(condition[:1], (noise.start.shape[1], noise.start.shape[2]))
             return sampler(
                 self.denoiser(condition), noise, generator=generator, warm_start=warm_start,
                 draft=self.drafter(condition), inpaint=inpaint,

@@ -76,7 +76,10 @@ def capture(
         try:
             pieces = _graphs(pieces, again, device)
             held = torch.cuda.memory_reserved(device) - before
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            # What the capture says when it is broken off may hide why it was.
+            if not any(isinstance(e, torch.cuda.OutOfMemoryError) for e in (error, error.__context__)):
+                raise
             graphs = False
             torch.cuda.empty_cache()
             warnings.warn(

@@ -26,18 +26,24 @@ class RuntimeConfig:
             graphs, one launch for them all. Rounds that are left are pieces of their own.
         dtype: what the denoiser computes in ("float32", "bfloat16", "float16"); None: as it was loaded. States stay
             float32.
+        devices: rows of a call are shared out over copies of the denoiser on these, the first being where the policy
+            is, from as many rows on as that is measured to be quicker. Eager only. Empty: the policy's device.
         threads: of torch on a CPU, for the whole process; None: as they are.
 
     Raises:
-        ValueError: an unknown mode or dtype, or rounds or threads below 1.
+        ValueError: an unknown mode or dtype, rounds or threads below 1, or several devices in another mode than eager.
     """
 
     mode: str = "eager"
     rounds: int = 1
     dtype: str | None = None
+    devices: tuple[str, ...] = ()
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "devices", tuple(self.devices))  # a config file gives a list
+        if self.devices and self.mode != "eager":
+            raise ValueError(f"devices={list(self.devices)} needs mode=eager: a call that spans devices is no graph")
         if self.mode not in MODES:
             raise ValueError(f"unknown runtime mode {self.mode!r}; known: {', '.join(MODES)}")
         if self.dtype is not None and self.dtype not in _DTYPES:

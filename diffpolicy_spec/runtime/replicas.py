@@ -104,9 +104,9 @@ class Replicas:
     ) -> None:
         if not networks or len(networks) != len(devices):
             raise ValueError(f"{len(networks)} networks for {len(devices)} devices: give one each, and at least one")
-        self._split, self._refresh = split or Split(), refresh
-        self._split.sizes(0, len(devices))
+        self._refresh = refresh
         self.devices = tuple(torch.device(device) for device in devices)
+        self.share(split or Split())
         self._network = networks[0]
         self._features: Tensor | None = None
         on_cuda = all(device.type == "cuda" for device in self.devices)
@@ -119,6 +119,11 @@ class Replicas:
             )
             for network, device in zip(networks[1:], self.devices[1:], strict=True)
         ]
+
+    def share(self, split: Split) -> None:
+        """Share rows out this way from here on."""
+        split.sizes(0, len(self.devices))
+        self._split = split
 
     @torch.no_grad()
     def load(self, condition: Tensor) -> None:

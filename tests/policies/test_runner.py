@@ -97,6 +97,18 @@ def test_a_runtime_may_set_the_number_of_threads():
         torch.set_num_threads(before)
 
 
+def test_several_devices_share_rows_where_that_was_measured_to_pay():
+    eager, ours = policy_with_draft(), policy_with_draft().use(RuntimeConfig(devices=["cpu", "cpu"]))
+    for seed, batch in enumerate([1, 3, 1]):
+        assert_same(ours, eager, SAMPLERS["nearest"], batch, seed)
+    times = ours.runner().measure_split(torch.zeros(1, 38), (16, 10))
+    assert len(times.split) == len(times.rows)
+    with pytest.raises(ValueError, match="there is one device"):
+        eager.runner().measure_split(torch.zeros(1, 38), (16, 10))
+    with pytest.raises(ValueError, match="needs mode=eager"):
+        RuntimeConfig("static", devices=("cpu", "cpu"))
+
+
 def test_what_a_runtime_cannot_be_is_refused():
     with pytest.raises(ValueError, match="unknown runtime mode 'fast'; known: eager, static"):
         RuntimeConfig("fast")
