@@ -6,7 +6,8 @@
 Networks: the shipped Lift policy's, and random weights of the published sizes, laid out for inference. On CPU the same
 cores can also work as threads of one process, which is what sharing out has to beat there. "From" is the fewest rows
 from which on, at all larger sizes, a split call is at least 5 % quicker than one device of the same kind. Needs torch,
-numpy and this repository; writes benchmarks/results/sharding.{json,md}.
+numpy and this repository; writes benchmarks/results/sharding.{json,md}, with the machine's load when it began: on a
+machine that has other work, messages wait for the scheduler.
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ def main() -> None:
     count = torch.cuda.device_count() if args.device == "cuda" else os.cpu_count() or 1
     if not 2 <= args.size <= count:
         parser.error(f"--size {args.size}: needs 2 or more, and there are {count} {args.device} devices or cores")
+    load = os.getloadavg()[0]
     found = [row for name in args.networks for row in measured(args, name)]
-    described = {"environment": environment(torch.device(args.device), args.threads), "rows": found}
+    described = {"environment": environment(torch.device(args.device), args.threads), "load": load, "rows": found}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
     args.output.with_suffix(".md").write_text(table(found) + "\n")
