@@ -197,6 +197,49 @@ class _Foreign(torch.nn.Module):
         return self.net(x, condition[:, None].expand(-1, x.shape[1], -1).contiguous()) + t[:, None, None]
 
 
+def test_a_horizon_that_levels_do_not_divide_is_refused():
+    net = network()
+    x, t, condition = batch(net, 2, horizon=10)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        run(inference_network(net, STEPS), x, t, condition)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_into_one_graph_and_sees_new_weights(dtype):
+    net = network(**WIDE | {"down_dims": (96, 512)})
+    inference = inference_network(net, STEPS, dtype)
+    compiled = torch.compile(inference.__call__, fullgraph=True, dynamic=False)
+    for rows in (1, 12):
+        x, t, condition = batch(net, rows)
+        for _ in range(2):
+            features = inference.features(condition)
+            expected = inference(x, t, features)
+            assert deviation(compiled(x, t, features), expected) < (1e-4 if dtype == torch.float32 else 0.15)
+            net.load_state_dict(swapped(net))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_graph_sees_new_weights_and_a_move_is_followed():
+    net = network(**WIDE)
+    inference = inference_network(net, STEPS)
+    cpu = x, t, condition = batch(net, 6)
+    on_cpu = run(inference, *cpu)
+    net.cuda()
+    x, t, condition = (v.cuda() for v in cpu)
+    features = inference.features(condition)
+    assert deviation(inference(x, t, features).cpu(), on_cpu) < 1e-2  # TF32, should it be on
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = inference(x, t, features)
+    net.load_state_dict(swapped(net))
+    features.copy_(inference.features(condition))
+    graph.replay()
+    assert deviation(captured, net(x, t, condition)) < 1e-2
+    net.cpu()
+    assert deviation(run(inference, *cpu), net(*cpu)) < 1e-4
+
+
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="float64"):
         inference_network(network(), STEPS, torch.float64)

@@ -5,27 +5,31 @@ With positions first a shift in time is a slice, what is added per row and chann
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from diffpolicy_spec.policies.inference.matrix import Made, Matrix
+from diffpolicy_spec.policies.inference.matrix import PACK_FROM, Made, Matrix
 from diffpolicy_spec.policies.inference.toom_cook import toom_cook
 
 __all__ = ["Convolution", "Down", "Up"]
 
 _TILE = 4
+# Where transforms of all tiles at once are a small matrix; others take the columns.
+_LENGTHS = (4, 8, 16, 32)
 # Below these sizes Toom-Cook's transforms cost as many passes over activations as its products save.
-_TILES_FROM_ROWS, _TILES_FROM_CHANNELS = 6, 96
+_TILES_FROM_ROWS, _TILES_FROM_CHANNELS = 5, 48
 
 
 class Convolution:
     """nn.Conv1d that keeps the length: (L, N, I) -> (L, N, O).
 
-    One product of the columns (L, N, k I) with the whole weight, which reads it once; on CPU in float32, for many rows,
-    tiles of 4 positions by Toom-Cook (F(4, 5): 8 products for 20).
+    One product of the columns (L, N, k I) with the whole weight, which reads it once. On CPU, where many rows are bound
+    by arithmetic, tiles of 4 positions by Toom-Cook (F(4, 5): 8 products for 20); in float32 only, its rounding errors
+    being 5 times those of a plain product in bfloat16 and float16.
     """
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
@@ -38,30 +42,53 @@ class Convolution:
         if self.kernel == 1:
             return self.columns(x)
         length, rows, _ = x.shape
+        if self.tiles is not None and length in _LENGTHS and rows * length >= _TILES_FROM_ROWS * _TILE:
+            return self.tiles(x)
         x = pad(x, (0, 0, 0, 0, self.kernel // 2, self.kernel // 2))
-        if self.tiles is not None and length % _TILE == 0 and rows * length >= _TILES_FROM_ROWS * _TILE:
-            return self.tiles(x, length)
-        return self.columns(torch.cat([x[k : k + length] for k in range(self.kernel)], dim=2))
+        return self.columns(x.unfold(0, self.kernel, 1).transpose(2, 3).contiguous().flatten(2))
 
 
 class _Tiles:
-    """F(4, k) of a convolution: y = A [(G w) * (B x)] for every 4 positions, a product per point."""
+    """F(4, k) of a convolution, for every 4 positions: y = A [(G w) * (B x)] + b, a matrix product per point."""
 
     def __init__(self, conv: nn.Conv1d) -> None:
-        A, G, B = toom_cook(_TILE, conv.kernel_size[0])
-        self.A, self.B, self.bias = A.float(), B.float(), Made(lambda: _bias(conv))
-        self.points = [Matrix(partial(_at_point, conv, g), None, torch.float32) for g in G]
-        self.parts = [self.bias, *self.points]
+        self.A, G, self.B = _transforms(conv.kernel_size[0])
+        self.bias, self.filters = Made(partial(_bias, conv)), _Filters(conv, G)
+        self.parts = [self.bias, *self.filters.parts]
 
-    def __call__(self, x: Tensor, length: int) -> Tensor:
-        """x: (L + k - 1, N, I), padded -> (L, N, O)."""
-        n, tiles = len(self.points), length // _TILE
-        _, rows, width = x.shape
-        x = x.as_strided((tiles, n, rows * width), (_TILE * rows * width, rows * width, 1))
-        v = (self.B @ x).view(tiles, n, rows, width)
-        products = torch.stack([point(v[:, i].reshape(-1, width)) for i, point in enumerate(self.points)])
-        y = self.A @ products.view(n, tiles, -1).transpose(0, 1)
-        return y.view(length, rows, -1) + self.bias.value
+    def __call__(self, x: Tensor) -> Tensor:
+        length, rows, width = x.shape
+        n, tiles = self.A.shape[1], length // _TILE
+        v = (self.B[length] @ x.view(length, -1)).view(n, tiles * rows, width)
+        y = self.A @ self.filters(v).view(n, tiles, -1).transpose(0, 1)
+        return y.view(length, rows, -1).add_(self.bias.value)
+
+
+class _Filters:
+    """G w of a convolution: (n, M, I) -> (n, M, O), a matrix a point. Small ones are faster in one batched product."""
+
+    def __init__(self, conv: nn.Conv1d, G: Tensor) -> None:
+        large = conv.in_channels * conv.out_channels >= PACK_FROM
+        self.points = [Matrix(partial(_at_point, conv, g), None, torch.float32) for g in G] if large else []
+        self.batch = Made(lambda: torch.stack([_at_point(conv, g).T for g in G]))
+        self.parts: list[Made | Matrix] = [*self.points] or [self.batch]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        if self.points:
+            return torch.stack([point(u) for point, u in zip(self.points, v.unbind(0), strict=True)])
+        return torch.bmm(v, self.batch.value)
+
+
+@functools.cache
+def _transforms(kernel: int) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """A (4, n), G (n, k), and B for every length L: (n L/4, L), all tiles at once, the padding left out."""
+    A, G, B = toom_cook(_TILE, kernel)
+    placed = {}
+    for length in _LENGTHS:
+        tiles = [pad(B, (start, length - _TILE - start)) for start in range(0, length, _TILE)]
+        within = slice(kernel // 2, kernel // 2 + length)
+        placed[length] = torch.stack(tiles, dim=1)[:, :, within].flatten(0, 1).float().contiguous()
+    return A.float(), G, placed
 
 
 class Down:
@@ -84,12 +111,9 @@ class Up:
     """
 
     def __init__(self, conv: nn.ConvTranspose1d, dtype: torch.dtype) -> None:
-        def taps(first: int, second: int) -> Matrix:
-            # The weight of a transposed convolution is (I, O, 4).
-            weight = lambda: torch.cat([conv.weight[..., first], conv.weight[..., second]]).T  # noqa: E731
-            return Matrix(weight, lambda: _bias(conv), dtype)
-
-        self.even, self.odd = taps(3, 1), taps(2, 0)
+        self.even, self.odd = (
+            Matrix(partial(_two_taps, conv, *taps), partial(_bias, conv), dtype) for taps in ((3, 1), (2, 0))
+        )
         self.parts = [self.even, self.odd]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -100,7 +124,12 @@ class Up:
 
 def _columns(conv: nn.Conv1d, dtype: torch.dtype) -> Matrix:
     """(O, k I): all taps at once."""
-    return Matrix(lambda: conv.weight.transpose(1, 2).flatten(1), lambda: _bias(conv), dtype)
+    return Matrix(lambda: conv.weight.transpose(1, 2).flatten(1), partial(_bias, conv), dtype)
+
+
+def _two_taps(conv: nn.ConvTranspose1d, first: int, second: int) -> Tensor:
+    """(O, 2 I); the weight of a transposed convolution is (I, O, 4)."""
+    return torch.cat([conv.weight[..., first], conv.weight[..., second]]).T
 
 
 def _at_point(conv: nn.Conv1d, g: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Made", "Matrix"]
+__all__ = ["PACK_FROM", "Made", "Matrix"]
 
-# Below this many elements a weight stays in cache as it is, and oneDNN's own layout gains nothing.
-_PACK_FROM = 2**17
+# Smaller weights stay in cache as they are, and oneDNN's own layout gains nothing.
+PACK_FROM = 2**18
 
 torch.library.define("diffpolicy_spec::packed_linear", "(Tensor x, Tensor packed, Tensor? bias, int out) -> Tensor")
 
@@ -87,7 +87,7 @@ def _kept(old: Tensor, new: Tensor) -> Tensor:
 
 def _pays(weight: Tensor) -> bool:
     """Whether oneDNN is there, has products for this dtype on this processor, and a layout of its own gains."""
-    if weight.device.type != "cpu" or weight.numel() < _PACK_FROM or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.numel() < PACK_FROM or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -63,7 +63,13 @@ class InferenceUnet:
         return linear(mish(condition.float()), self._condition.value)
 
     def __call__(self, x: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """x: (N, T, Da), t: (N,), features: (N, F) -> (N, T, Da)."""
+        """x: (N, T, Da), t: (N,), features: (N, F) -> (N, T, Da).
+
+        Raises:
+            ValueError: T is not divisible by 2 ** (levels - 1).
+        """
+        if x.shape[1] % (factor := 2 ** (len(self._down) - 1)):
+            raise ValueError(f"x must be (N, T, Da) with T divisible by {factor}, got {tuple(x.shape)}")
         film = self._table.value[t] + features
         x = x.transpose(0, 1).to(self.dtype).contiguous()
         skips = []
