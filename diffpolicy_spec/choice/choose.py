@@ -1,8 +1,10 @@
-"""The search for the quickest exact sampler of a policy on this device."""
+"""The quickest exact sampler of a policy on this device, and the runtime it is quickest with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,105 +12,170 @@ import torch
 from numpy.typing import NDArray
 
 from diffpolicy_spec.gains import Gains
+from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import draw_noise
+from diffpolicy_spec.runtime.config import RuntimeConfig
+from diffpolicy_spec.samplers import BoundSampler
 from diffpolicy_spec.schedule import Schedule
 from diffpolicy_spec.seeds import hashed_generator
 from diffpolicy_spec.speculation import check_speculative
 
-from .candidates import FAMILIES, Family, available, windows_near
+from .candidates import FAMILIES, Family, available
 from .cost import CallCost, measure_call_cost
+from .fingerprint import fingerprint
 from .record import Choice, device_name, processor, sequential
+from .runtimes import described, keeping_threads, runtimes
+from .search import Found, Progress, elsewhere, search
 from .timing import Moments, Timed, is_faster, time_samplers
-from .trial import Bench, RoundCost, Trial, plan, quickest
+from .trial import Bench, under
 
 if TYPE_CHECKING:
     from diffpolicy_spec.policies import DiffusionPolicy
 
-__all__ = ["CREDITS", "choose", "finalists_of", "pick"]
-
-CREDITS = (1.0, 0.5, 0.25)
-"""Shares of the price of rows that planned windows are made with; see `trial.plan`."""
+__all__ = ["choose", "finalists_of", "measure_calls", "pick"]
 
 _NOISE = 6  # stream of the trials' noise
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-Expected = tuple[float, Trial, dict[str, Any]]  # seconds a chunk, what was tried, its row of the table
+_HOPELESS = 1.5  # a runtime is not looked at further where calls of any size take so many times as long as the first's
 
 
+@keeping_threads()
 def choose(
     policy: DiffusionPolicy,
     moments: Moments,
     *,
+    tried: Sequence[RuntimeConfig] | None = None,
     num_inference_steps: int | None = None,
     eta: float | None = None,
     families: Sequence[Family] = FAMILIES,
     finalists: int = 4,
     timed: int = 24,
     probes: int = 4,
+    contenders: int = 3,
     seed: int = 0,
     progress: Progress = iter,
 ) -> Choice:
-    """Measure, and pick the sampler with the least expected latency for one robot.
+    """Measure, and pick the sampler and the runtime with the least expected latency for one robot.
 
-    1. c(n), the cost of a network call.
-    2. Every family at a few windows: rounds and rows on all moments, overhead of a round; from these the expectation.
-    3. The two quickest families at more windows, and at windows by step planned from their measured acceptance.
-    4. The `finalists` quickest by expectation and the sequential sampler, timed side by side on `timed` chunks. The
-       quickest of them is the choice; the sequential sampler, unless another one is quicker beyond chance.
+    1. c(n), the cost of a network call, under every runtime.
+    2. Under the first runtime every family at a few windows: rounds and rows on all moments, overhead of a round; from
+       these the expectation. The two quickest families at more windows, and at windows by step planned from their
+       measured acceptance.
+    3. Under every other runtime the `contenders` that promise most: rounds and rows do not depend on the runtime.
+    4. The `finalists` quickest by expectation, whatever their runtime, and the sequential sampler under its own best
+       runtime, timed side by side on `timed` chunks. The quickest of them is the choice; the sequential sampler, unless
+       another one is quicker beyond chance.
+
+    Torch has as many threads afterwards as before.
 
     Args:
         moments: observations of the user's own, best of many episodes.
+        tried: runtimes; None: those of `runtimes.runtimes` for the policy's device.
         num_inference_steps, eta: the chain, as in `SamplerConfig`.
         families: ways to draft and verify; those whose tensors the checkpoint lacks are left out.
-        finalists, timed: see above; probes: chunks timed per sampler for the overhead of a round.
+        finalists, timed, contenders: see above; probes: chunks timed per sampler for the overhead of a round.
         seed: of the noise of the trials.
         progress: wraps the iteration over what is tried, such as `tqdm`.
 
     Raises:
         ScheduleError: the chain has steps without noise (eta = 0): nothing can be speculated.
-        ValueError: numbers below 1 (timed: below 2).
+        ValueError: numbers below 1 (timed: below 2), or a runtime that this device or network does not have.
     """
-    if min(finalists, probes) < 1 or timed < 2 or len(moments) < 1:
+    tried = runtimes(policy.device) if tried is None else tried
+    if min(finalists, probes, contenders, len(tried), len(moments)) < 1 or timed < 2:
         raise ValueError(
-            f"the choice needs at least one observation, finalists and probes of at least 1 and timed of at least 2, "
-            f"got {len(moments)}, {finalists}, {probes}, {timed}"
+            f"the choice needs at least one observation and runtime, finalists, probes and contenders of at least 1 "
+            f"and timed of at least 2, got {len(moments)}, {len(tried)}, {finalists}, {probes}, {contenders}, {timed}"
         )
     step_by_step = policy.bind(sequential(num_inference_steps, eta))
+    check_speculative(step_by_step.schedule)
     schedule, device = step_by_step.schedule, policy.device
-    check_speculative(schedule)
     chunk = (policy.config.horizon, policy.config.action_dim)
-    call = measure_call_cost(policy.denoiser(policy.encode(moments.at(0).obs)), schedule, chunk, device)
+    costs = measure_calls(policy, moments, schedule, tried)
+    first, call = next(iter(costs.items()))
+    promising = [runtime for runtime, cost in costs.items() if runtime == first or _promises(cost, call)]
     noise = draw_noise((len(moments), *chunk), schedule, hashed_generator(_NOISE, seed), device)
-    bench = Bench(policy, moments, noise, num_inference_steps, eta)
+    bench = Bench(policy, _denoiser(policy, moments, first), moments, noise, num_inference_steps, eta)
 
     usable = available(families, _stored(policy, schedule))
-    expected = _search(bench, usable, call, range(probes), progress)
-    chosen = finalists_of(expected, finalists)
-    reference, *measured = time_samplers(policy, [step_by_step, *(t.sampler for t in chosen)], moments, range(timed))
+    of_first = search(bench, usable, first, call, range(probes), progress)
+    found = list(of_first)
+    for runtime in progress(promising[1:]) if found else ():
+        found += elsewhere(bench, of_first, runtime, costs[runtime], contenders, range(probes))
+    chosen = finalists_of(found, finalists)
+    reference_sampler = _best_runtime(policy, step_by_step, promising, moments, range(probes))
+    reference, *measured = time_samplers(
+        policy, [reference_sampler, *(f.sampler for f in chosen)], moments, range(timed)
+    )
     winner = pick(reference.seconds, [m.seconds for m in measured])
-    rows = [row for _, _, row in expected]
-    found = {id(trial): row for _, trial, row in expected}
-    for trial, timing in zip(chosen, measured, strict=True):
-        found[id(trial)].update(_measured(timing))
-    rows.append(_sequential_row(call, schedule.num_steps, reference))
-    best = rows[-1] if winner is None else found[id(chosen[winner])]
+    timings = {id(f): _measured(timing) for f, timing in zip(chosen, measured, strict=True)}
+    rows = [f.row() | timings.get(id(f), {}) for f in found]
+    last = _sequential_row(reference_sampler, costs, reference)
+    best = last if winner is None else rows[found.index(chosen[winner])]
     return Choice(
         device=device_name(device),
         processor=processor(),
         torch=torch.__version__,
-        threads=torch.get_num_threads(),
+        weights=fingerprint(policy.network, policy.speculation),
         num_inference_steps=num_inference_steps,
         eta=eta,
         name=best["name"],
         method=best["method"],
         options=best["options"],
+        runtime=RuntimeConfig(**best["runtime"]),
         calls=best["calls"],
         rows=best["rows"],
         latency_ms=best["measured_ms"],
         latency_ms_p95=best["measured_ms_p95"],
-        sequential_ms=rows[-1]["measured_ms"],
-        call_cost_ms={str(n): 1e3 * s for n, s in zip(call.rows, call.seconds, strict=True)},
-        candidates=tuple(rows),
+        sequential_ms=last["measured_ms"],
+        call_cost_ms={described(runtime): in_ms(cost) for runtime, cost in costs.items()},
+        candidates=(*rows, last),
     )
+
+
+def measure_calls(
+    policy: DiffusionPolicy, moments: Moments, schedule: Schedule, tried: Sequence[RuntimeConfig]
+) -> dict[RuntimeConfig, CallCost]:
+    """c(n) under each runtime. One that cannot run here is left out with a warning, but for the first."""
+    costs = {}
+    for runtime in tried:
+        try:
+            costs[runtime] = measure_call_cost(
+                _denoiser(policy, moments, runtime), schedule, (policy.config.horizon, policy.config.action_dim),
+                policy.device, runtime=runtime,
+            )  # fmt: skip
+        except RuntimeError as error:  # no compiler, no memory, an operation that a dtype does not have
+            if runtime == tried[0]:
+                raise
+            warnings.warn(f"runtime {described(runtime)} is left out: it does not run here ({error})", stacklevel=2)
+    return costs
+
+
+def in_ms(cost: CallCost) -> dict[str, float]:
+    """c(n) for speculation.json: rows -> milliseconds."""
+    return {str(n): 1e3 * s for n, s in zip(cost.rows, cost.seconds, strict=True)}
+
+
+def _denoiser(policy: DiffusionPolicy, moments: Moments, runtime: RuntimeConfig) -> Denoise:
+    runner, condition = policy.runner(runtime), policy.encode(moments.at(0).obs)
+    if runtime.devices:  # from how many rows on they are shared out
+        runner.measure_split(condition, (policy.config.horizon, policy.config.action_dim))
+    return runner.denoiser(condition)
+
+
+def _promises(cost: CallCost, first: CallCost) -> bool:
+    return bool((cost(first.rows) < _HOPELESS * first(first.rows)).any())
+
+
+def _best_runtime(
+    policy: DiffusionPolicy, sampler: BoundSampler, tried: Sequence[RuntimeConfig], moments: Moments,
+    probes: Iterable[int],
+) -> BoundSampler:  # fmt: skip
+    """The sampler under the runtime that it is quickest with."""
+    candidates = [under(sampler, runtime) for runtime in tried]
+    if len(candidates) == 1:
+        return candidates[0]
+    timed = time_samplers(policy, candidates, moments, probes, repeats=1)
+    return candidates[int(np.argmin([np.median(t.seconds) for t in timed]))]
 
 
 def _stored(policy: DiffusionPolicy, schedule: Schedule) -> set[str]:
@@ -118,51 +185,16 @@ def _stored(policy: DiffusionPolicy, schedule: Schedule) -> set[str]:
     return {name for name, has in there.items() if has}
 
 
-def _search(
-    bench: Bench, families: Sequence[Family], call: CallCost, probes: Iterable[int], progress: Progress
-) -> list[Expected]:
-    """Every family coarsely; the two quickest finely, and with planned windows."""
-    K = bench.noise.uniforms.shape[0]
-    trials = [trial for family in progress(families) for trial in _widen(bench, family, call, K)]
-    timed = time_samplers(bench.policy, [t.sampler for t in trials], bench.moments, probes, repeats=1)
-    costs = {
-        family.name: RoundCost.fit(call, [m for m, t in zip(timed, trials, strict=True) if t.family is family])
-        for family in families
-    }
-    for best in progress(quickest([(t.seconds(costs[t.family.name]), t) for t in trials])[:2]):
-        family, cost = best.family, costs[best.family.name]
-        if family.shapes:
-            continue
-        known = [t for t in trials if t.family is family]
-        tried = [t.sampler.config.options["window"] for t in known]
-        near = windows_near(best.sampler.config.options["window"], K)
-        known += [bench.run(family, {"window": n}) for n in near if n not in tried]
-        for credit in CREDITS:
-            known.append(bench.run(family, {"window": plan(known, cost, credit)}, f"by step, {credit:g}"))
-        trials = [t for t in trials if t.family is not family] + known
-    return [(t.seconds(costs[t.family.name]), t, t.row(costs[t.family.name])) for t in trials]
+def finalists_of(found: Sequence[Found], count: int) -> list[Found]:
+    """The quickest by expectation, whatever their runtime.
 
-
-def _widen(bench: Bench, family: Family, call: CallCost, num_steps: int) -> list[Trial]:
-    """A family with more and more rows a round, until that takes longer than fewer did."""
-    trials: list[Trial] = []
-    least = float("inf")
-    for size in family.sizes(num_steps):
-        trials.append(bench.run(family, size))
-        seconds = trials[-1].seconds(RoundCost(call, 0.0))
-        if seconds > 1.05 * least:
-            break
-        least = min(least, seconds)
-    return trials
-
-
-def finalists_of(expected: Sequence[Expected], count: int) -> list[Trial]:
-    """The quickest by expectation; among them, from two on, at least one window by step and one constant window."""
-    order = [trial for _, trial, _ in sorted(expected, key=lambda e: e[0])]
+    Among them, from two on, at least one window by step and one constant window.
+    """
+    order = sorted(found, key=lambda f: f.seconds)
     chosen = order[:count]
     for planned in (True, False):
-        other = next((t for t in order if t.planned is planned), None)
-        if count > 1 and other is not None and all(t.planned is not planned for t in chosen):
+        other = next((f for f in order if f.trial.planned is planned), None)
+        if count > 1 and other is not None and all(f.trial.planned is not planned for f in chosen):
             chosen[-1] = other
     return chosen
 
@@ -188,16 +220,22 @@ def _measured(timed: Timed) -> dict[str, Any]:
     }
 
 
-def _sequential_row(call: CallCost, num_steps: int, timed: Timed) -> dict[str, Any]:
-    overhead = float(np.median(timed.overhead / timed.calls))
+def _sequential_row(sampler: BoundSampler, costs: Mapping[RuntimeConfig, CallCost], timed: Timed) -> dict[str, Any]:
+    runtime, K = sampler.config.runtime, sampler.schedule.num_steps
+    assert runtime is not None
+    network = float(costs[runtime](1))
+    # Of a captured chain only the whole is known.
+    outside = np.where(np.isnan(timed.overhead), timed.seconds - K * network, timed.overhead) / K
+    overhead = max(float(np.median(outside)), 0.0)
     return {
         "name": "sequential",
         "window": "1",
         "method": "sequential",
         "options": {},
-        "calls": float(num_steps),
-        "rows": float(num_steps),
+        "calls": float(K),
+        "rows": float(K),
         "overhead_ms_per_round": 1e3 * overhead,
-        "predicted_ms": 1e3 * num_steps * (float(call(1)) + overhead),
+        "predicted_ms": 1e3 * K * (network + overhead),
+        "runtime": asdict(runtime),
         **_measured(timed),
     }

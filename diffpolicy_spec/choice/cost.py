@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from diffpolicy_spec.networks import Denoise
+from diffpolicy_spec.runtime.capture import capture
+from diffpolicy_spec.runtime.config import RuntimeConfig
 from diffpolicy_spec.schedule import Schedule
+from diffpolicy_spec.window import widths_to
+
+from .runtimes import keeping_threads
 
 __all__ = ["ROWS", "CallCost", "clock", "measure_call_cost"]
 
@@ -84,6 +91,7 @@ def measure_call_cost(
     chunk: tuple[int, int],
     device: torch.device,
     *,
+    runtime: RuntimeConfig | None = None,
     rows: Sequence[int] | None = None,
     repeats: int = 20,
 ) -> CallCost:
@@ -94,22 +102,33 @@ def measure_call_cost(
     Args:
         denoise: of one observation; gets chain = 0.
         chunk: (Tp, Da).
-        rows: numbers of rows; default `ROWS` and K.
+        runtime: how calls are run: compiled, captured, with how many threads; None: eagerly, with those there are.
+        rows: numbers of rows; default `ROWS` and K, or where rounds are padded what they are padded to.
     """
-    K = schedule.num_steps
-    sizes = sorted({n for n in ROWS if n <= K} | {K}) if rows is None else sorted(set(rows))
-    source = torch.Generator().manual_seed(0)
-    inputs = []
+    K, runtime = schedule.num_steps, RuntimeConfig() if runtime is None else runtime
+    if rows is None:
+        rows = [n for n in ROWS if n < K] + [K] if runtime.mode == "eager" else widths_to(K)
+    sizes, source = sorted(set(rows)), torch.Generator().manual_seed(0)
+    work: dict[int, Callable[[], None]] = {}
     for n in sizes:
         steps = torch.arange(n, device=device) % K
         x = torch.randn((n, *chunk), generator=source).to(device)
-        inputs.append((x, schedule.on(device).timesteps[steps], torch.zeros(n, dtype=torch.long, device=device)))
-    for given in inputs * 2:  # memory, kernels and caches are chosen in the first calls
-        denoise(*given)
-    times: list[list[float]] = [[] for _ in sizes]
-    for _ in range(repeats):
-        for given, seconds in zip(inputs, times, strict=True):
-            begin = clock(device)
-            denoise(*given)
-            seconds.append(clock(device) - begin)
-    return CallCost(tuple(sizes), tuple(statistics.median(t) for t in times))
+        chain = torch.zeros(n, dtype=torch.long, device=device)
+        # What is returned is kept: a compiler drops a call that nobody looks at.
+        call = partial(_keep, torch.empty_like(x), denoise, x, schedule.on(device).timesteps[steps], chain)
+        work[n] = torch.compile(call, dynamic=False) if runtime.compiles else call
+    with keeping_threads(runtime.threads):
+        ready = capture(work, lambda n: None, device, warm=runtime.compiles, graphs=runtime.captures)
+        for n in sizes * 2:  # memory, kernels and caches are chosen in the first calls
+            ready.run(n)
+        times: dict[int, list[float]] = {n: [] for n in sizes}
+        for _ in range(repeats):
+            for n in sizes:
+                begin = clock(device)
+                ready.run(n)
+                times[n].append(clock(device) - begin)
+    return CallCost(tuple(sizes), tuple(statistics.median(times[n]) for n in sizes))
+
+
+def _keep(out: Tensor, denoise: Denoise, x: Tensor, t: Tensor, chain: Tensor) -> None:
+    out.copy_(denoise(x, t, chain))

@@ -7,20 +7,21 @@ import math
 import platform
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffpolicy_spec.atomic import write_atomically
+from diffpolicy_spec.runtime.config import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
 
 __all__ = ["CHOICES", "Choice", "ChoiceError", "device_name", "processor", "read_choices", "resolve_auto", "sequential",
            "with_choice", "write_choices"]  # fmt: skip
 
 CHOICES = "speculation.json"
-FORMAT, VERSION = "diffpolicy_spec.choice", 1
+FORMAT, VERSION = "diffpolicy_spec.choice", 2
 _METHODS = ("speculative", "tree", "sequential")  # all exact
 
 
@@ -30,50 +31,53 @@ class ChoiceError(ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """The quickest exact sampler of one policy on one device, and what was measured to find it.
+    """The quickest exact sampler of one policy on one device, its runtime, and what was measured to find it.
 
     Attributes:
         device: "cpu" or the GPU's name.
         processor: the CPU's name.
         torch: version it was measured with.
-        threads: torch threads it was measured with.
+        weights: fingerprint of the weights and of what was stored for speculation then.
         num_inference_steps: of the chain; None for all training timesteps.
         eta: of the chain; None for DDPM.
         name: of the choice in `candidates`.
         method: "speculative" or "tree", or "sequential" where nothing was quicker.
         options: of the sampler.
+        runtime: how its rounds are run; with another dtype than the weights' the law is the rounded network's.
         calls: expected network calls a chunk.
         rows: expected rows a chunk.
         latency_ms: expected milliseconds of a policy call, as measured side by side with `sequential_ms`.
         latency_ms_p95: of the same calls.
         sequential_ms: the sequential sampler's.
-        call_cost_ms: rows of a network call -> milliseconds (keys are text).
-        candidates: one row per sampler tried: name, window, calls, rows, predicted_ms, and measured_ms of finalists.
+        call_cost_ms: runtime, as `runtimes.described` names it -> rows of a network call, as text -> milliseconds.
+        candidates: one row per sampler and runtime tried: name, window, runtime, calls, rows, predicted_ms, and
+            measured_ms of finalists; the last one is the sequential sampler under its own best runtime.
     """
 
     device: str
     processor: str
     torch: str
-    threads: int
+    weights: str
     num_inference_steps: int | None
     eta: float | None
     name: str
     method: str
     options: Mapping[str, Any]
+    runtime: RuntimeConfig
     calls: float
     rows: float
     latency_ms: float
     latency_ms_p95: float
     sequential_ms: float
-    call_cost_ms: Mapping[str, float]
+    call_cost_ms: Mapping[str, Mapping[str, float]]
     candidates: tuple[Mapping[str, Any], ...]
 
     @property
     def config(self) -> SamplerConfig:
-        """The sampler chosen."""
+        """The sampler chosen, with its runtime."""
         if self.method == "sequential":
-            return sequential(self.num_inference_steps, self.eta)
-        return SamplerConfig(self.method, self.num_inference_steps, self.eta, dict(self.options))
+            return replace(sequential(self.num_inference_steps, self.eta), runtime=self.runtime)
+        return SamplerConfig(self.method, self.num_inference_steps, self.eta, dict(self.options), self.runtime)
 
     def is_for(self, device: str, num_inference_steps: int | None, eta: float | None) -> bool:
         """Whether it was measured on this device for this chain."""
@@ -146,21 +150,27 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
     for key in ("calls", "rows", "latency_ms", "latency_ms_p95", "sequential_ms"):
         if not isinstance(entry[key], int | float) or not math.isfinite(entry[key]):
             raise ValueError(f"{key} is {entry[key]!r}, not a number")
-    choice = Choice(**{**entry, "options": dict(entry["options"]), "candidates": tuple(entry["candidates"])})
+    runtime, options, candidates = RuntimeConfig(**entry["runtime"]), dict(entry["options"]), entry["candidates"]
+    choice = Choice(**{**entry, "runtime": runtime, "options": options, "candidates": tuple(candidates)})
     _ = choice.config  # an unknown option is refused here, not when the robot moves
     return choice
 
 
-def resolve_auto(config: SamplerConfig, choices: Sequence[Choice], device: torch.device) -> SamplerConfig:
-    """The sampler that `SamplerConfig("auto")` stands for on this device.
+def resolve_auto(
+    config: SamplerConfig, choices: Sequence[Choice], device: torch.device, weights: str | None = None
+) -> SamplerConfig:
+    """The sampler that `SamplerConfig("auto")` stands for on this device, and the runtime unless `config` has one.
 
     The stored choice for this device and chain; without one the default speculative sampler, with a warning. A choice
     measured under other conditions is used, with a warning: it still draws from the exact law, it may not be the
     quickest. A chain without noise (eta = 0) cannot be speculated and is sampled step by step.
+
+    Args:
+        weights: the policy's `fingerprint`; None: not compared.
     """
     steps, eta = config.num_inference_steps, config.eta
     if eta == 0:
-        return sequential(steps, eta)
+        return replace(sequential(steps, eta), runtime=config.runtime)
     name = device_name(device)
     found = next((c for c in choices if c.is_for(name, steps, eta)), None)
     if found is None:
@@ -171,23 +181,24 @@ def resolve_auto(config: SamplerConfig, choices: Sequence[Choice], device: torch
             f"sampler is used. Run dps-calibrate on this device to measure which one is quickest",
             stacklevel=3,
         )
-        return SamplerConfig("speculative", steps, eta)
-    changed = _changed(found, device)
+        return SamplerConfig("speculative", steps, eta, runtime=config.runtime)
+    changed = _changed(found, device, weights)
     if changed:
         warnings.warn(
             f"sampler=auto: the choice for {name} was measured with {', '.join(changed)}; it is used, and exact, but "
             f"another sampler may be quicker here. Run dps-calibrate again to know",
             stacklevel=3,
         )
-    return found.config
+    return found.config if config.runtime is None else replace(found.config, runtime=config.runtime)
 
 
-def _changed(choice: Choice, device: torch.device) -> list[str]:
+def _changed(choice: Choice, device: torch.device, weights: str | None) -> list[str]:
     """What has changed since the choice was measured, in words."""
     now: list[tuple[str, Any, Any]] = [("torch", choice.torch, torch.__version__)]
     if device.type == "cpu":
-        now += [("threads", choice.threads, torch.get_num_threads()), ("processor", choice.processor, processor())]
-    return [f"{what} {then} (now {today})" for what, then, today in now if then != today]
+        now.append(("processor", choice.processor, processor()))
+    changed = [f"{what} {then} (now {today})" for what, then, today in now if then != today]
+    return changed + ["other weights, gains or draft network"] * (weights not in (None, choice.weights))
 
 
 def _chain(steps: int | None, eta: float | None) -> str:

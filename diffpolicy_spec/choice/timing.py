@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,15 +50,21 @@ class Timed:
 
     Attributes:
         seconds: (n,) a whole policy call of each chunk, the quicker of its repeats.
-        overhead: (n,) seconds of it outside the network.
+        parts: (n, 4) seconds of it in the network, drafting, verifying, and the host learning how to go on; NaN where
+            rounds are captured.
         calls: (n,) network calls.
         rows: (n,) rows of these calls.
     """
 
     seconds: NDArray[np.float64]
-    overhead: NDArray[np.float64]
+    parts: NDArray[np.float64]
     calls: NDArray[np.float64]
     rows: NDArray[np.float64]
+
+    @property
+    def overhead(self) -> NDArray[np.float64]:
+        """(n,) seconds outside the network; NaN where they are not known."""
+        return self.seconds - self.parts[:, 0]
 
 
 def time_samplers(
@@ -71,9 +78,10 @@ def time_samplers(
     """Draw the chunks with every sampler, one observation at a time, in turns.
 
     Each chunk is drawn `repeats` times from the same noise: the work is the same, so the quicker time is the one with
-    less of whatever else the machine did. Turns go forwards, then backwards.
+    less of whatever else the machine did. Turns go forwards, then backwards; samplers with as many threads follow each
+    other. Torch is left with the threads of the last one.
     """
-    order = list(range(len(samplers)))
+    order = sorted(range(len(samplers)), key=lambda s: _threads(samplers[s]) or 0)
     for s in order:  # warm-up: tables, kernels, caches
         _draw(policy, samplers[s], moments.at(0), 0)
     best: list[list[_Call]] = [[] for _ in samplers]
@@ -86,25 +94,33 @@ def time_samplers(
             order.reverse()
         for calls, again in zip(best, drawn, strict=True):
             calls.append(min(again))
-    return [Timed(*np.array(calls, dtype=np.float64).T) for calls in best]
+    return [Timed(*(np.array(column, dtype=np.float64) for column in zip(*calls, strict=True))) for calls in best]
 
 
 class _Call(NamedTuple):
-    """A policy call: seconds, those outside the network, network calls, rows."""
+    """A policy call: seconds, those by part, network calls, rows."""
 
     seconds: float
-    overhead: float
+    parts: tuple[float, float, float, float]
     calls: int
     rows: int
 
 
 def _draw(policy: DiffusionPolicy, sampler: BoundSampler, moment: Moments, seed: int) -> _Call:
     generator = hashed_generator(_STREAM, seed)
+    threads = _threads(sampler)
+    if threads is not None:  # changing their number is no part of a chunk
+        torch.set_num_threads(threads)
     begin = clock(policy.device)
     output = policy.predict_action(moment.obs, sampler=sampler, generator=generator, previous_plan=moment.previous_plan)
     took = clock(policy.device) - begin
-    stats = output.sample.stats
-    return _Call(took, took - stats.time.network, int(stats.calls), int(stats.evaluations))
+    stats, time = output.sample.stats, output.sample.stats.time
+    parts = (time.network, time.draft, time.verify, time.sync)
+    return _Call(took, parts, int(stats.calls), int(stats.evaluations))
+
+
+def _threads(sampler: BoundSampler) -> int | None:
+    return None if sampler.config.runtime is None else sampler.config.runtime.threads
 
 
 def is_faster(seconds: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:

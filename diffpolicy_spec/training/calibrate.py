@@ -1,13 +1,15 @@
-"""dps-calibrate: fit the gains of a checkpoint, measure which exact sampler is quickest, store both beside it.
+"""dps-calibrate: a checkpoint's gains, and the exact sampler and runtime that are quickest, stored beside it.
 
     dps-calibrate checkpoint=outputs/train/lift/policy dataset=data/lift.hdf5
     dps-calibrate checkpoint=... gains=false device=cuda        # the choice alone, once per device
 
-Settings and their defaults: configs/calibrate.yaml. Both change what sampling costs, never what it draws.
+Settings and their defaults: configs/calibrate.yaml. Both change what sampling costs, never what it draws (unless dtypes
+other than the loaded one are listed: then it is what the rounded network draws).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,14 @@ from diffpolicy_spec.checkpoints.shipped import resolve
 from diffpolicy_spec.choice.choose import choose
 from diffpolicy_spec.choice.record import Choice, with_choice, write_choices
 from diffpolicy_spec.choice.report import sentence, table
+from diffpolicy_spec.choice.runtimes import runtimes
 from diffpolicy_spec.command import command
 from diffpolicy_spec.data import cut_sequences, read_robomimic
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.policies import DiffusionPolicy
+from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
 from diffpolicy_spec.training.moments import draw_moments
 
@@ -65,8 +69,10 @@ def run(cfg: dict[str, Any]) -> Path:
     if not (cfg["gains"] or cfg["choice"]):
         raise ValueError("gains=false and choice=false leave nothing to do")
     folder, dataset = resolve(cfg["checkpoint"]), Path(cfg["dataset"] or cfg["task"]["dataset"])
+    device = parse_device(cfg["device"])
+    tried = runtimes(device, cfg["runtimes"], threads=cfg["threads"], dtypes=cfg["dtypes"])
     torch.set_num_threads(int(cfg["num_threads"]))
-    policy = load_policy(folder, parse_device(cfg["device"]))
+    policy = load_policy(folder, device)
     if cfg["gains"]:
         gains = _fit_gains(policy, dataset, cfg)
         # What else is stored for speculation stays.
@@ -75,7 +81,7 @@ def run(cfg: dict[str, Any]) -> Path:
         print(f"{gains}: {folder}")
         policy = load_policy(folder, policy.device)
     if cfg["choice"]:
-        choice = _choose(policy, dataset, cfg)
+        choice = _choose(policy, dataset, tried, cfg)
         write_choices(with_choice(policy.choices, choice), folder)
         print(f"\n{table(choice, _SHOWN)}\n{sentence(choice)}: {folder}")
     return folder
@@ -99,17 +105,19 @@ def _fit_gains(policy: DiffusionPolicy, dataset: Path, cfg: dict[str, Any]) -> G
     )
 
 
-def _choose(policy: DiffusionPolicy, dataset: Path, cfg: dict[str, Any]) -> Choice:
+def _choose(policy: DiffusionPolicy, dataset: Path, tried: Sequence[RuntimeConfig], cfg: dict[str, Any]) -> Choice:
     tqdm = require("tqdm", extra="train", needed_by="dps-calibrate").tqdm
     moments = draw_moments(policy, dataset, int(cfg["moments"]), cfg["filter"], int(cfg["seed"]))
     return choose(
         policy,
         moments,
+        tried=tried,
         num_inference_steps=cfg["num_inference_steps"],
         eta=cfg["eta"],
         finalists=int(cfg["finalists"]),
         timed=int(cfg["timed"]),
         probes=int(cfg["probes"]),
+        contenders=int(cfg["contenders"]),
         seed=int(cfg["seed"]),
         progress=lambda tried: tqdm(tried, desc="choose", unit="sampler", dynamic_ncols=True),
     )

@@ -1,6 +1,7 @@
 """What a call and a round cost, from times that are known."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 from tiny_policy import SCHEDULER
 
 from diffpolicy_spec import Schedule
+from diffpolicy_spec.choice.candidates import Family
 from diffpolicy_spec.choice.cost import CallCost, isotonic, measure_call_cost
+from diffpolicy_spec.choice.rounds import Rounds
 from diffpolicy_spec.choice.timing import Timed, is_faster
-from diffpolicy_spec.choice.trial import RoundCost
+from diffpolicy_spec.choice.trial import RoundCost, Trial, plan
+from diffpolicy_spec.runtime import RuntimeConfig
 
 
 def test_a_sequence_that_rises_is_kept_and_falls_are_pooled():
@@ -67,23 +71,72 @@ def test_the_measured_cost_is_that_of_the_network():
     assert chains == [0]
 
 
-def timed(rows, calls, overhead):
-    return Timed(np.ones(len(rows)), np.array(overhead), np.array(calls), np.array(rows))
+def test_where_rounds_are_padded_calls_are_measured_with_what_they_are_padded_to():
+    asked = []
+
+    def denoise(x, t, chain):
+        asked.append(torch.get_num_threads())
+        return x
+
+    schedule = Schedule.from_diffusers(SCHEDULER, 20)
+    cost = measure_call_cost(
+        denoise, schedule, (4, 2), torch.device("cpu"), runtime=RuntimeConfig("static", threads=2), repeats=1
+    )
+    assert cost.rows == (1, 8, 16, 20)
+    assert set(asked) == {2}
+    assert torch.get_num_threads() == 1
 
 
 def test_the_overhead_of_a_round_is_a_line_in_its_rows():
     call = CallCost((1, 10), (1.0, 10.0))
-    # base 0.5 and 0.1 a row; one chunk of the first sampler was disturbed
-    known = [timed([40, 40, 40], [10, 10, 10], [9.0, 9.0, 99.0]), timed([60], [5], [8.5]), timed([30], [2], [4.0])]
-    cost = RoundCost.fit(call, known)
+    cost = RoundCost.fit(call, [(4, 0.9), (12, 1.7), (15, 2.0)])
     np.testing.assert_allclose([cost.base, cost.per_row], [0.5, 0.1])
     np.testing.assert_allclose(cost([1, 10]), [1.6, 11.5])
-    falling = RoundCost.fit(call, [timed([4], [1], [3.0]), timed([8], [1], [1.0])])
+    falling = RoundCost.fit(call, [(4, 3.0), (8, 1.0)])
     np.testing.assert_allclose([falling.base, falling.per_row], [2.0, 0.0])
-    steep = RoundCost.fit(call, [timed([4], [1], [0.0]), timed([8], [1], [2.0])])
+    steep = RoundCost.fit(call, [(4, 0.0), (8, 2.0)])
     assert steep.base == 0.0  # not negative for few rows
-    one = RoundCost.fit(call, [timed([4], [1], [3.0])])
+    one = RoundCost.fit(call, [(4, 3.0)])
     np.testing.assert_allclose(one.overhead([1, 100]), 3.0)
+    np.testing.assert_allclose(RoundCost.fit(call, [(4, -1.0)]).overhead([1, 100]), 0.0)
+    # Elsewhere a call of one row takes half as long: so does what is around it.
+    quick = cost.elsewhere(CallCost((1, 10), (0.5, 8.0)), padded=True)
+    np.testing.assert_allclose([quick.base, quick.per_row, quick(10)], [0.25, 0.05, 8.75])
+
+
+def trial(committed, widths, rows=None, num_steps=20):
+    """One chain whose rounds go so many steps forward, and have these rows: no more than that unless they are given."""
+    committed = np.array(committed)
+    rows, start = committed if rows is None else np.array(rows), np.cumsum(committed) - committed
+    rounds = Rounds(np.zeros_like(rows), start, rows, committed, num_steps)
+    return Trial(Family("known"), "8", None, rounds, widths)
+
+
+def test_padded_rounds_cost_as_much_as_what_they_are_padded_to():
+    call = CallCost((1, 16), (1.0, 16.0))
+    some = trial([5, 8, 6, 1], (1, 8))
+    assert some.seconds(RoundCost(call, 0.5, 0.1)) == pytest.approx(20 + 4 * 0.5 + 2.0)
+    assert some.seconds(RoundCost(call, 0.5, 0.1, padded=True)) == pytest.approx(25 + 4 * 0.5 + 2.5)
+
+
+def test_where_rounds_are_padded_windows_are_planned_as_wide_as_what_they_are_padded_to():
+    known = [trial(committed, (1, 8), rows=[8] * len(committed)) for committed in ([5, 4, 7, 4], [8, 3, 4, 5])]
+    cost = RoundCost(CallCost((1, 20), (1.0, 20.0)), 3.0)
+    assert set(plan(known, cost, 1.0)[:12]) - {8, 16, 20}
+    assert set(plan(known, replace(cost, padded=True), 1.0)[:12]) <= {8, 16, 20}
+
+
+def test_the_overhead_is_what_the_network_leaves_of_a_chunk():
+    call = CallCost((1, 16), (1.0, 16.0))
+    some = trial([5, 8, 6, 1], (1, 8))
+    # Three chunks of four rounds; the last one was disturbed.
+    parts = np.array([[20.0, 1, 1, 0], [20.0, 1, 1, 0], [20.0, 1, 1, 70]])
+    known = Timed(np.array([22.0, 22.0, 92.0]), parts, np.full(3, 4.0), np.full(3, 20.0))
+    assert some.overhead(call, known, padded=False) == pytest.approx((5.0, 0.5))
+    assert some.overhead(call, known, padded=True) == pytest.approx((6.25, 0.5))
+    # Of captured rounds only the whole is known: c of the padded rows is taken off.
+    captured = Timed(np.full(3, 27.0), np.full((3, 4), np.nan), np.full(3, 4.0), np.full(3, 20.0))
+    assert some.overhead(call, captured, padded=True) == pytest.approx((6.25, 0.5))
 
 
 def test_faster_means_beyond_chance():

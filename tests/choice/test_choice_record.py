@@ -20,12 +20,14 @@ from diffpolicy_spec.choice.record import (
     write_choices,
 )  # fmt: skip
 from diffpolicy_spec.choice.report import sentence, table
+from diffpolicy_spec.runtime import RuntimeConfig
 
 CPU = torch.device("cpu")
+ONE = RuntimeConfig(threads=1)
 ROW = {
     "name": "nearest", "window": "5", "method": "speculative", "options": {"drafter": "nearest", "window": 5},
     "calls": 7.5, "rows": 30.0, "overhead_ms_per_round": 0.5, "predicted_ms": 9.0, "measured_ms": 9.5,
-    "measured_ms_p95": 12.0, "measured_calls": 7.0,
+    "measured_ms_p95": 12.0, "measured_calls": 7.0, "runtime": {"mode": "eager", "threads": 1},
 }  # fmt: skip
 SEQUENTIAL = ROW | {"name": "sequential", "method": "sequential", "options": {}, "predicted_ms": 28.0}
 
@@ -38,10 +40,10 @@ def policy_with(*choices):
 
 def choice(**changes):
     values = {
-        "device": "cpu", "processor": processor(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "device": "cpu", "processor": processor(), "torch": torch.__version__, "weights": "0123456789abcdef",
         "num_inference_steps": None, "eta": None, "name": "nearest", "method": "speculative",
-        "options": {"drafter": "nearest", "window": 5}, "calls": 7.5, "rows": 30.0, "latency_ms": 9.5,
-        "latency_ms_p95": 12.0, "sequential_ms": 30.0, "call_cost_ms": {"1": 0.3, "8": 0.5},
+        "options": {"drafter": "nearest", "window": 5}, "runtime": ONE, "calls": 7.5, "rows": 30.0, "latency_ms": 9.5,
+        "latency_ms_p95": 12.0, "sequential_ms": 30.0, "call_cost_ms": {"eager, 1 thread": {"1": 0.3, "8": 0.5}},
         "candidates": (ROW, SEQUENTIAL),
     }  # fmt: skip
     return Choice(**values | changes)
@@ -67,9 +69,11 @@ def test_a_new_choice_replaces_the_one_of_its_device_and_chain():
         (lambda text: text[: len(text) // 2], "truncated or damaged"),
         (lambda text: "\xff\xfe", "cannot be read"),
         (lambda text: "[]", "not of format"),
-        (lambda text: text.replace('"version": 1', '"version": 2'), "version 1"),
+        (lambda text: text.replace('"version": 2', '"version": 1'), "version 2"),
         (lambda text: text.replace('"choices"', '"chosen"'), "does not describe choices: 'choices'"),
-        (lambda text: text.replace('"threads"', '"fibres"'), "fibres.*missing or beside"),
+        (lambda text: text.replace('"weights"', '"masses"'), "masses.*missing or beside"),
+        (lambda text: text.replace('"mode": "eager"', '"mode": "eagre"'), "unknown runtime mode 'eagre'"),
+        (lambda text: text.replace('"threads": 1', '"fibres": 1'), "'fibres'"),
         (lambda text: text.replace('"method": "speculative"', '"method": "ddim"'), "method 'ddim' is none of"),
         (lambda text: text.replace('"drafter"', '"drafted"'), "unknown options for speculative: drafted"),
         (lambda text: text.replace('"calls": 7.5', '"calls": NaN'), "calls is nan, not a number"),
@@ -92,11 +96,18 @@ def test_auto_is_the_stored_choice():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config = resolve_auto(SamplerConfig("auto"), [choice(device="GPU"), choice()], CPU)
-        assert config == SamplerConfig("speculative", options={"drafter": "nearest", "window": 5})
+        assert config == SamplerConfig("speculative", options={"drafter": "nearest", "window": 5}, runtime=ONE)
         slow = choice(method="sequential", options={})
-        assert resolve_auto(SamplerConfig("auto"), [slow], CPU) == SamplerConfig("ddpm")
+        assert resolve_auto(SamplerConfig("auto"), [slow], CPU) == SamplerConfig("ddpm", runtime=ONE)
         respaced = choice(num_inference_steps=20, eta=0.5, method="sequential", options={})
-        assert resolve_auto(SamplerConfig("auto", 20, 0.5), [respaced], CPU) == SamplerConfig("ddim", 20, 0.5)
+        assert resolve_auto(SamplerConfig("auto", 20, 0.5), [respaced], CPU) == SamplerConfig(
+            "ddim", 20, 0.5, runtime=ONE
+        )
+        # A runtime that is asked for goes before the one that was found quickest.
+        static = RuntimeConfig("static")
+        config = resolve_auto(SamplerConfig("auto", runtime=static), [choice()], CPU)
+        assert (config.runtime, config.options["window"]) == (static, 5)
+        assert resolve_auto(SamplerConfig("auto", eta=0.0, runtime=static), [], CPU).runtime == static
         tree = choice(method="tree", options={"children": 2, "depth": 3})
         assert resolve_auto(SamplerConfig("auto"), [tree], CPU).method == "tree"
         # Without noise there is nothing to speculate and nothing to choose.
@@ -120,11 +131,15 @@ def test_without_a_stored_choice_the_default_is_used_with_a_warning(stored, aske
 
 @pytest.mark.parametrize(
     ("then", "named"),
-    [({"torch": "1.0"}, "torch 1.0"), ({"threads": 64}, "threads 64"), ({"processor": "Z80"}, "processor Z80")],
+    [
+        ({"torch": "1.0"}, "torch 1.0"),
+        ({"processor": "Z80"}, "processor Z80"),
+        ({"weights": "0"}, "other weights, gains or draft network"),
+    ],
 )
 def test_a_choice_made_under_other_conditions_is_used_with_a_warning(then, named):
-    with pytest.warns(UserWarning, match=f"measured with {named} .*dps-calibrate again"):
-        config = resolve_auto(SamplerConfig("auto"), [choice(**then)], CPU)
+    with pytest.warns(UserWarning, match=f"measured with {named}.*dps-calibrate again"):
+        config = resolve_auto(SamplerConfig("auto"), [choice(**then)], CPU, choice().weights)
     assert config.options["window"] == 5
 
 
@@ -133,7 +148,7 @@ def test_a_policy_binds_what_was_chosen(tmp_path):
     policy = load_policy(tmp_path / "p")
     assert policy.choices == (choice(),)
     bound = policy.bind(SamplerConfig("auto"))
-    assert bound.config == SamplerConfig("speculative", options={"drafter": "nearest", "window": 5})
+    assert bound.config == SamplerConfig("speculative", options={"drafter": "nearest", "window": 5}, runtime=ONE)
     stats = policy.predict_action(tiny_obs(1), sampler=bound).sample.stats
     assert int(stats.evaluations.max()) <= 5 * int(stats.calls.max())
     step_by_step = policy_with(choice(method="sequential", options={})).bind(SamplerConfig("auto"))
@@ -159,13 +174,13 @@ def test_an_unknown_policy_binds_the_default_and_warns_once():
 
 def test_the_report_says_what_to_expect():
     said = sentence(choice())
-    assert "sampler=auto is nearest, window 5: expects 7.5 calls, 30 rows and 9.5 ms" in said
+    assert "sampler=auto is nearest, window 5, run eager, 1 thread: expects 7.5 calls, 30 rows and 9.5 ms" in said
     assert "sequential 30.0 ms, 3.2 times as long" in said
     by_step = dataclasses.replace(choice(), options={"drafter": "nearest", "window": [2, 9, 4]})
     assert "windows of 2 to 9 rows by step" in sentence(by_step)
     assert "sampler=auto is sequential" in sentence(choice(method="sequential", options={}))
     lines = table(choice()).splitlines()
-    assert lines[2] == "| nearest | 5 | 7.5 | 30 | 0.50 | 9.0 | 9.5 | 12.0 |"
+    assert lines[2] == "| nearest | 5 | eager, 1 thread | 7.5 | 30 | 0.50 | 9.0 | 9.5 | 12.0 |"
     assert "sequential" in table(choice(), limit=1)  # never left out
     assert "| 8 | 0.50 |" in lines
 

@@ -1,54 +1,24 @@
 """The search on small policies whose network costs what the test says."""
 
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny_policy import SCHEDULER, tiny_obs, tiny_policy
+from known_policy import STEPS, known_policy, moments
+from tiny_policy import tiny_obs, tiny_policy
 
 from diffpolicy_spec import Gains, SamplerConfig, ScheduleError
 from diffpolicy_spec.choice.candidates import FAMILIES, Family, available, windows_near
 from diffpolicy_spec.choice.choose import choose, finalists_of, pick
-from diffpolicy_spec.choice.timing import Moments
-from diffpolicy_spec.schedule import training_abar
+from diffpolicy_spec.runtime import RuntimeConfig
 
-STEPS = 12
+ONE = RuntimeConfig(threads=1)
 SOME = tuple(family for family in FAMILIES if family.name in ("nearest", "picard"))
 
 
-class Known(torch.nn.Module):
-    """The exact denoiser of actions ~ N(0.3, width^2 I); a call for one robot takes `call` + rows * `row` seconds."""
-
-    def __init__(self, width, call, row):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))  # tells the policy where it is
-        self.abar = torch.from_numpy(training_abar(SCHEDULER)).float()
-        self.width, self.call, self.row = width, call, row
-
-    def forward(self, x, t, condition):
-        if len(x) <= STEPS:  # not where many chains are counted at once
-            time.sleep(self.call + self.row * len(x))
-        abar = self.abar[t][:, None, None]
-        gain = abar.sqrt() * self.width**2 / (abar * self.width**2 + 1 - abar)
-        x0 = 0.3 + gain * (x - abar.sqrt() * 0.3)
-        return (x - abar.sqrt() * x0) / (1 - abar).sqrt()
-
-
-def known_policy(width=0.1, call=0.0, row=0.0):
-    policy = tiny_policy()
-    policy.network = Known(width, call, row)
-    return policy
-
-
-def moments(n=6):
-    plans = torch.zeros(n, 16, 10)
-    plans[::2] = torch.nan
-    return Moments({key: torch.from_numpy(value) for key, value in tiny_obs(n).items()}, plans)
-
-
 def search(policy, **changes):
-    few = {"num_inference_steps": STEPS, "families": SOME, "timed": 4, "probes": 1}
+    few = {"num_inference_steps": STEPS, "families": SOME, "timed": 4, "probes": 1, "tried": (ONE,)}
     return choose(policy, moments(), **few | changes)
 
 
@@ -79,7 +49,7 @@ def test_where_every_row_costs_as_much_as_a_call_the_sequential_sampler_is_kept(
     policy = known_policy(row=0.003)
     choice = search(policy)
     assert choice.method == "sequential"
-    assert choice.config == SamplerConfig("ddpm", 12)
+    assert choice.config == SamplerConfig("ddpm", 12, runtime=ONE)
     assert choice.latency_ms == choice.sequential_ms
     assert (choice.calls, choice.rows) == (12, 12)
 
@@ -141,18 +111,12 @@ def test_the_same_seed_counts_the_same_rounds():
     assert all(counted[0][window] == counted[1][window] for window in both)
 
 
-class Tried:
-    def __init__(self, planned):
-        self.planned = planned
-
-
 def test_finalists_are_the_quickest_and_both_kinds_of_windows():
-    trials = [Tried(False), Tried(False), Tried(False), Tried(True)]
-    expected = [(float(i), trial, {}) for i, trial in enumerate(trials)]
-    assert finalists_of(expected[::-1], 2) == [trials[0], trials[3]]
-    assert finalists_of(expected, 4) == trials
-    assert finalists_of(expected, 1) == trials[:1]
-    assert finalists_of(expected[:3], 2) == trials[:2]
+    found = [SimpleNamespace(seconds=i, trial=SimpleNamespace(planned=i == 3)) for i in range(4)]
+    assert finalists_of(found[::-1], 2) == [found[0], found[3]]
+    assert finalists_of(found, 4) == found
+    assert finalists_of(found, 1) == found[:1]
+    assert finalists_of(found[:3], 2) == found[:2]
 
 
 def test_nothing_slower_than_the_sequential_sampler_is_picked():

@@ -10,7 +10,9 @@ from tiny_dataset import write_dataset
 from tiny_policy import tiny_policy
 
 from diffpolicy_spec import SamplerConfig, load_policy
+from diffpolicy_spec.choice.fingerprint import fingerprint
 from diffpolicy_spec.data import DataError, read_robomimic
+from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.training.calibrate import draw_conditions, run
 from diffpolicy_spec.training.moments import draw_moments, moments_of
 
@@ -18,7 +20,8 @@ from diffpolicy_spec.training.moments import draw_moments, moments_of
 def settings(**changes):
     with initialize_config_module("diffpolicy_spec.configs", version_base="1.3"):
         cfg = OmegaConf.to_container(compose("calibrate"), resolve=True)
-    few = {"chains": 6, "perturbations": 1, "choice": False, "moments": 4, "timed": 2, "probes": 1, "finalists": 2}
+    few = {"chains": 6, "perturbations": 1, "choice": False, "moments": 4, "timed": 2, "probes": 1, "finalists": 2,
+           "threads": [1]}  # fmt: skip
     return cfg | few | changes
 
 
@@ -47,13 +50,16 @@ def test_the_choice_is_stored_beside_the_gains_and_bound_by_auto(tmp_path, capsy
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "speculation.json"]
     policy = load_policy(folder)
     (choice,) = policy.choices
-    assert (choice.device, choice.num_inference_steps, choice.threads) == ("cpu", 6, 1)
+    assert (choice.device, choice.num_inference_steps, choice.runtime) == ("cpu", 6, RuntimeConfig(threads=1))
+    assert choice.weights == fingerprint(policy.network, policy.speculation)
     assert f"{choice.sequential_ms:.1f} ms" in said
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bound = policy.bind(SamplerConfig("auto", 6))
     assert bound.config == choice.config
-    run(settings(**given, gains=False, eta=0.5))  # for another chain: it stands beside the first
+    # For another chain, and with another runtime: it stands beside the first.
+    run(settings(**given, gains=False, eta=0.5, runtimes=[{"mode": "eager"}, {"mode": "static"}]))
+    assert list(load_policy(folder).choices[1].call_cost_ms) == ["eager, 1 thread", "static, 1 thread"]
     assert [c.eta for c in load_policy(folder).choices] == [None, 0.5]
     assert load_policy(folder).choices[0] == choice
 
@@ -110,6 +116,8 @@ def test_what_is_missing_is_said(tmp_path):
         run(settings(checkpoint=None))
     with pytest.raises(ValueError, match="nothing to do"):
         run(settings(checkpoint="lift", gains=False, choice=False))
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        run(settings(checkpoint="lift", gains=False, choice=True, threads=[0]))
     with pytest.raises(ValueError, match="use cpu or cuda"):
         run(settings(checkpoint="lift", device="meta"))
     folder = tmp_path / "policy"
