@@ -62,6 +62,10 @@ class Networks:
         self.draft_calls.zero_()
         self.bad.zero_()
 
+    def compile(self) -> None:
+        """Call the denoiser through torch.compile from here on, for rows of one number."""
+        self._denoise = torch.compile(self._denoise, dynamic=False)
+
     def call(self, rows: Tensor, k: Tensor, chain: Tensor) -> Tensor:
         """One network call: the prediction (N, Tp, Da) at rows of that shape, steps k: (N,), chains chain: (N,).
 

@@ -17,7 +17,7 @@ from diffpolicy_spec.schedule import Schedule
 from diffpolicy_spec.stats import Sample
 from diffpolicy_spec.window import Turn
 
-from .capture import Captured, Report, capture, has_conditions, when
+from .capture import Captured, Report, capture, compiled, has_conditions, when
 from .config import RuntimeConfig
 
 __all__ = ["Session"]
@@ -123,7 +123,9 @@ class Session:
         self._first = int(chains.rows.max())
         chains.prepare(Turn(chains.everyone, self._widths[-1]))  # room for the widest
         if chains.lockstep:
-            work[_CHAIN] = self._ready(self._whole_chain)
+            if self._config.compiles:  # the call alone: K of them in one piece would take hours
+                chains.networks.compile()
+            work[_CHAIN] = self._whole_chain
         else:
             work = {width: self._ready(partial(self._round, Turn(chains.everyone, width))) for width in self._widths}
             opening = self._ready(partial(self._round, Turn(chains.everyone, self._first, opening=True)))
@@ -141,7 +143,7 @@ class Session:
         return made
 
     def _ready(self, work: Callable[[], None]) -> Callable[[], None]:
-        return torch.compile(work, dynamic=False) if self._config.compiles else work
+        return compiled(work) if self._config.compiles else work
 
     def _rounds(self) -> int:
         """Rounds that go into one piece of work."""

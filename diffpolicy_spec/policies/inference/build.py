@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy_spec.policies.inference.protocol import InferenceNetwork
+from diffpolicy_spec.policies.inference.transformer import InferenceTransformer
 from diffpolicy_spec.policies.inference.unet import InferenceUnet
+from diffpolicy_spec.policies.transformer import TransformerForDiffusion
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
 
 __all__ = ["inference_network"]
@@ -30,6 +32,8 @@ def inference_network(
         raise ValueError(f"a network runs in float32, bfloat16 or float16, not in {dtype}")
     if isinstance(network, ConditionalUnet1D):
         return InferenceUnet(network, num_train_timesteps, dtype)
+    if isinstance(network, TransformerForDiffusion) and not isinstance(network.encoder, nn.TransformerEncoder):
+        return InferenceTransformer(network, num_train_timesteps, dtype)
     if dtype != torch.float32:
         raise ValueError(f"{type(network).__name__} has no layout for inference: it runs in float32, not in {dtype}")
     return _AsItIs(network)
