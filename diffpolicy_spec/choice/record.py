@@ -17,8 +17,8 @@ from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.runtime.config import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
 
-__all__ = ["CHOICES", "Choice", "ChoiceError", "device_name", "processor", "read_choices", "resolve_auto", "sequential",
-           "with_choice", "write_choices"]  # fmt: skip
+__all__ = ["CHOICES", "Choice", "ChoiceError", "changes", "device_name", "find_choice", "processor", "read_choices",
+           "resolve_auto", "sequential", "with_choice", "write_choices"]  # fmt: skip
 
 CHOICES = "speculation.json"
 FORMAT, VERSION = "diffpolicy_spec.choice", 2
@@ -26,7 +26,7 @@ _METHODS = ("speculative", "tree", "sequential")  # all exact
 
 
 class ChoiceError(ValueError):
-    """A stored choice that cannot be read."""
+    """A stored choice that cannot be read, or is not there."""
 
 
 @dataclass(frozen=True)
@@ -171,29 +171,42 @@ def resolve_auto(
     steps, eta = config.num_inference_steps, config.eta
     if eta == 0:
         return replace(sequential(steps, eta), runtime=config.runtime)
-    name = device_name(device)
-    found = next((c for c in choices if c.is_for(name, steps, eta)), None)
-    if found is None:
-        there = ", ".join(_described(c) for c in choices) or "none"
-        wanted = _chain(steps, eta)
-        warnings.warn(
-            f"sampler=auto: no choice is stored for {name}, {wanted} (stored: {there}); the default speculative "
-            f"sampler is used. Run dps-calibrate on this device to measure which one is quickest",
-            stacklevel=3,
-        )
+    try:
+        found = find_choice(choices, device, steps, eta)
+    except ChoiceError as error:
+        warnings.warn(f"sampler=auto: {error}; the default speculative sampler is used", stacklevel=3)
         return SamplerConfig("speculative", steps, eta, runtime=config.runtime)
-    changed = _changed(found, device, weights)
+    changed = changes(found, device, weights)
     if changed:
         warnings.warn(
-            f"sampler=auto: the choice for {name} was measured with {', '.join(changed)}; it is used, and exact, but "
-            f"another sampler may be quicker here. Run dps-calibrate again to know",
+            f"sampler=auto: the choice for {found.device} was measured with {', '.join(changed)}; it is used, and "
+            f"exact, but another sampler may be quicker here. Run dps-calibrate again to know",
             stacklevel=3,
         )
     return found.config if config.runtime is None else replace(found.config, runtime=config.runtime)
 
 
-def _changed(choice: Choice, device: torch.device, weights: str | None) -> list[str]:
-    """What has changed since the choice was measured, in words."""
+def find_choice(
+    choices: Sequence[Choice], device: torch.device, num_inference_steps: int | None, eta: float | None
+) -> Choice:
+    """The choice for this device and chain.
+
+    Raises:
+        ChoiceError: there is none.
+    """
+    name = device_name(device)
+    for choice in choices:
+        if choice.is_for(name, num_inference_steps, eta):
+            return choice
+    there = ", ".join(_described(c) for c in choices) or "none"
+    raise ChoiceError(
+        f"no choice is stored for {name}, {_chain(num_inference_steps, eta)} (stored: {there}): run dps-calibrate on "
+        f"this device to measure which sampler is quickest"
+    )
+
+
+def changes(choice: Choice, device: torch.device, weights: str | None) -> list[str]:
+    """What has changed since the choice was measured, in words; weights: as in `resolve_auto`."""
     now: list[tuple[str, Any, Any]] = [("torch", choice.torch, torch.__version__)]
     if device.type == "cpu":
         now.append(("processor", choice.processor, processor()))

@@ -87,9 +87,11 @@ def _widen(bench: Bench, family: Family, call: CallCost, num_steps: int, padded:
 
 
 def _planned(bench: Bench, known: Sequence[Trial], cost: RoundCost, label: str) -> list[Trial]:
-    """A family with windows by step, from its trials so far."""
+    """A family with windows by step, from its trials so far. Plans that agree are tried once."""
+    plans = {tuple(plan(known, cost, credit)): credit for credit in CREDITS}
     return [
-        bench.run(known[0].family, {"window": plan(known, cost, credit)}, f"{label}, {credit:g}") for credit in CREDITS
+        bench.run(known[0].family, {"window": list(windows)}, f"{label}, {credit:g}")
+        for windows, credit in plans.items()
     ]
 
 

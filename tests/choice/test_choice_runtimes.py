@@ -32,7 +32,7 @@ def _as_if(monkeypatch):
 class ByThreads(Known):
     """A network whose calls take `factor` times as long with two threads; below 0 it fails there."""
 
-    def __init__(self, factor, call=0.008, row=0.0):
+    def __init__(self, factor, call=0.003, row=0.0):
         super().__init__(0.1, 0.0, 0.0)
         self.factor, self.seconds, self.per_row = factor, call, row
 
@@ -57,7 +57,7 @@ def under(choice, runtime):
 
 
 def test_the_quicker_runtime_is_chosen_and_bound_by_auto(tmp_path):
-    policy, choice = search(ByThreads(0.4), (ONE, TWO))
+    policy, choice = search(ByThreads(0.4, call=0.008), (ONE, TWO))
     assert torch.get_num_threads() == 1  # as before
     assert choice.runtime == TWO
     assert choice.config.runtime == TWO
@@ -69,7 +69,7 @@ def test_the_quicker_runtime_is_chosen_and_bound_by_auto(tmp_path):
     # Every size under the first runtime, the best under the other; rounds do not depend on it.
     there = [row for row in under(choice, TWO) if row["method"] != "sequential"]
     assert len(there) == 1
-    (here,) = (row for row in under(choice, ONE) if row["options"] == there[0]["options"])
+    here = next(row for row in under(choice, ONE) if row["options"] == there[0]["options"])
     assert (here["calls"], here["rows"]) == (there[0]["calls"], there[0]["rows"])
     assert there[0]["predicted_ms"] < 0.7 * here["predicted_ms"]
     cost = choice.call_cost_ms
@@ -103,7 +103,7 @@ def test_a_runtime_that_does_not_run_is_left_out():
 
 def test_nothing_slower_than_the_sequential_sampler_under_its_best_runtime_is_picked():
     """Every row costs as much as a call, with one thread nearly twice as much."""
-    _, choice = search(ByThreads(0.6, call=0.0, row=0.002), (ONE, TWO))
+    _, choice = search(ByThreads(0.6, call=0.0, row=0.001), (ONE, TWO))
     assert choice.config == SamplerConfig("ddpm", STEPS, runtime=TWO)
 
 
