@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffpolicy_spec.policies.inference import inference_network
+from diffpolicy_spec.policies.inference.protocol import Watch
 from diffpolicy_spec.policies.inference.toom_cook import toom_cook
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
 
@@ -139,6 +140,18 @@ def test_changed_weights_are_seen(change, inferring):
     expected = net(x, t, condition)
     assert deviation(before, expected) > 1e-2
     assert deviation(run(inference, x, t, condition), expected) < 1e-4
+
+
+def test_weights_replaced_between_chunks_are_seen_every_time():
+    """Although the allocator likes to give the next weights the address of the last."""
+    net = network()
+    watch = Watch(net)
+    assert watch.changed()
+    for _ in range(10):
+        assert not watch.changed()
+        for p in net.parameters():
+            p.data = p.data + 1
+        assert watch.changed()
 
 
 def test_refreshing_keeps_the_tensors_in_place():
