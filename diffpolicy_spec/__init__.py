@@ -10,6 +10,7 @@ from .gains import Gains
 from .inpainting import Inpainting
 from .noise import Noise, draw_noise
 from .paradigms import sample_paradigms
+from .runtime import RuntimeConfig
 from .samplers import BoundSampler, SamplerConfig, bind
 from .sampling import Denoise, sample_ddim, sample_ddpm, sample_speculative
 from .schedule import Schedule, ScheduleError
@@ -30,6 +31,7 @@ __all__ = [
     "Noise",
     "Parent",
     "Picard",
+    "RuntimeConfig",
     "Sample",
     "SampleStats",
     "SamplerConfig",
