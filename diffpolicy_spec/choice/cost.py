@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from diffpolicy_spec.networks import Denoise
-from diffpolicy_spec.runtime.capture import capture
+from diffpolicy_spec.runtime.capture import capture, compiled
 from diffpolicy_spec.runtime.config import RuntimeConfig
 from diffpolicy_spec.schedule import Schedule
 from diffpolicy_spec.window import widths_to
@@ -116,7 +116,7 @@ def measure_call_cost(
         chain = torch.zeros(n, dtype=torch.long, device=device)
         # What is returned is kept: a compiler drops a call that nobody looks at.
         call = partial(_keep, torch.empty_like(x), denoise, x, schedule.on(device).timesteps[steps], chain)
-        work[n] = torch.compile(call, dynamic=False) if runtime.compiles else call
+        work[n] = compiled(call) if runtime.compiles else call
     with keeping_threads(runtime.threads):
         ready = capture(work, lambda n: None, device, warm=runtime.compiles, graphs=runtime.captures)
         for n in sizes * 2:  # memory, kernels and caches are chosen in the first calls
