@@ -108,9 +108,9 @@ def choose(
     )
     winner = pick(reference.seconds, [m.seconds for m in measured])
     timings = {id(f): _measured(timing) for f, timing in zip(chosen, measured, strict=True)}
-    rows = [f.row() | timings.get(id(f), {}) for f in found]
+    rows = {id(f): f.row() | timings.get(id(f), {}) for f in found}
     last = _sequential_row(reference_sampler, costs, reference)
-    best = last if winner is None else rows[found.index(chosen[winner])]
+    best = last if winner is None else rows[id(chosen[winner])]
     return Choice(
         device=device_name(device),
         processor=processor(),
@@ -128,7 +128,7 @@ def choose(
         latency_ms_p95=best["measured_ms_p95"],
         sequential_ms=last["measured_ms"],
         call_cost_ms={described(runtime): in_ms(cost) for runtime, cost in costs.items()},
-        candidates=(*rows, last),
+        candidates=(*rows.values(), last),
     )
 
 

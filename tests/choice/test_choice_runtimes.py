@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 
 import pytest
 import torch
@@ -116,6 +117,23 @@ def test_padding_is_paid_for():
     assert there["rows"] == here["rows"]  # those that count
     assert there["predicted_ms"] > 1.5 * here["predicted_ms"]
     assert there["measured_ms"] > 1.5 * here["measured_ms"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_graphs_are_tried_on_a_gpu():
+    policy, graphs = tiny_policy().to("cuda"), RuntimeConfig("graphs")
+    choice = choose(
+        policy, moments(), tried=(RuntimeConfig(), graphs), families=SOME, num_inference_steps=STEPS, timed=4, probes=1
+    )
+    assert list(choice.call_cost_ms) == ["eager", "graphs"]
+    assert choice.call_cost_ms["graphs"]["1"] < choice.call_cost_ms["eager"]["1"]
+    assert under(choice, graphs)
+    assert choice.runtime == graphs
+    policy.choices = (choice,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = policy.predict_action(moments(1).obs, sampler=policy.bind(SamplerConfig("auto", STEPS)))
+    assert bool(torch.isfinite(out.action).all())
 
 
 def test_what_is_tried_unasked():
