@@ -112,7 +112,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     modes = args.modes or UNASKED[device.type]
     if any("compiled" in mode for mode in modes):
-        # A round is compiled for every sampler and width, and all of them are one function to the compiler.
+        # c(n) compiles one function for every network and number of rows; from the ninth on it would run eagerly.
         torch._dynamo.config.recompile_limit = 1024
     runtimes = [RuntimeConfig(mode, args.rounds, None if dtype == "float32" else dtype)
                 for dtype in args.dtypes for mode in dict.fromkeys(["eager", *modes])]  # fmt: skip

@@ -96,7 +96,7 @@ class Run:
 
     def write(self, title: str, text: str) -> None:
         """A section."""
-        self.sections.append(f"## {title}\n\n{text}")
+        self.sections.append(f"### {title}\n\n{text}")
         print(f"\n{self.sections[-1]}", flush=True)
 
 

@@ -156,6 +156,6 @@ def test_the_program_runs_and_writes_what_it_measured(tmp_path, monkeypatch):
     assert len(sequential) == 4
     assert all(row["calls"] == row["rows"] == 100 and row["measured_ms"] > 0 for row in sequential)
     assert {row["window"] for row in found["composed"] if row["exact"]} <= {None, 50, "by step"}
-    for table in text.split("## ")[1:]:  # as many cells in every line
+    for table in text.split("### ")[1:]:  # as many cells in every line
         lines = [line for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1, table
