@@ -22,6 +22,8 @@ __all__ = [
     "residual_step",
 ]
 
+_ROOT = 0.5**0.5
+
 
 def accept_reflection(v: Tensor, xi: Tensor, u: Tensor) -> Tensor:
     """Whether the drafted point v + xi is kept (ASD, arXiv 2505.03983, Alg. 3; arXiv 2501.05370, Alg. 4).
@@ -81,20 +83,23 @@ def residual_mass(log_p: Tensor, d: Tensor) -> Tensor:
 def residual_quantile(log_p: Tensor, d: Tensor, w: Tensor) -> Tensor:
     """s with density proportional to (P phi(s - d) - phi(s))_+, from w: (...,) uniform in [0, 1); float64.
 
-    Inverts R(s) = P SF(s - d) - SF(s), which falls from N at th to 0, at (1 - w) N: a grid search in four rounds of 320
-    points, so that it is a few launches; the last bracket is 1e-9 wide.
+    Inverts R(s) = P SF(s - d) - SF(s), which falls from N at th to 0, at (1 - w) N: a grid search whose last bracket is
+    1e-7 wide or less, in few launches for few numbers and in little memory for many.
     """
-    left = torch.where(d > 0, _threshold(log_p, d), torch.zeros_like(d)).clamp(min=-9.0)  # P > 1: all but everything
-    right = torch.maximum(left, d) + 9.0  # SF(9) = 1e-19
-    wanted = ((1 - w.to(d)) * residual_mass(log_p, d)).unsqueeze(-1)
-    grid = torch.linspace(0, 1, 321, dtype=d.dtype, device=d.device)
-    p = log_p.exp().unsqueeze(-1)
-    for _ in range(4):
-        s = left.unsqueeze(-1) + (right - left).unsqueeze(-1) * grid
-        above = p * _survival(s - d.unsqueeze(-1)) - _survival(s) >= wanted
-        last = above[..., 1:-1].long().cumprod(-1).sum(-1, keepdim=True)
-        left, right = s.gather(-1, last).squeeze(-1), s.gather(-1, last + 1).squeeze(-1)
-    return (left + right) / 2
+    # In units of sqrt(2), in which SF(s) = erfc(s) / 2; SF(9) = 1e-19.
+    begin = torch.where(d > 0, torch.maximum(_threshold(log_p, d), d - 9.0), torch.zeros_like(d)).clamp(min=-9.0)
+    left, shift = begin * _ROOT, d * _ROOT
+    right = torch.maximum(left, shift) + 9.0 * _ROOT
+    wanted = (2 * (1 - w.to(d)) * residual_mass(log_p, d)).unsqueeze(-1)
+    points, rounds = (512, 3) if d.numel() <= 64 else (32, 6)
+    grid = torch.linspace(0, 1, points + 1, dtype=d.dtype, device=d.device)
+    p, shift, left, right = log_p.exp().unsqueeze(-1), shift.unsqueeze(-1), left.unsqueeze(-1), right.unsqueeze(-1)
+    for _ in range(rounds):
+        s = torch.lerp(left, right, grid)
+        above = p * torch.erfc(s - shift) - torch.erfc(s) >= wanted
+        last = above[..., 1:-1].sum(-1, keepdim=True)
+        left, right = s.gather(-1, last), s.gather(-1, last + 1)
+    return ((left + right) * _ROOT).squeeze(-1)
 
 
 def residual_step(v: Tensor, xi: Tensor, log_p: Tensor, w: Tensor) -> Tensor:
@@ -125,4 +130,4 @@ def _threshold(log_p: Tensor, d: Tensor) -> Tensor:
 
 
 def _survival(s: Tensor) -> Tensor:
-    return 0.5 * torch.erfc(s * 0.5**0.5)
+    return 0.5 * torch.erfc(s * _ROOT)

@@ -56,6 +56,8 @@ class SamplerConfig:
             picard memory, ridge, sweeps, first_sweeps, and gain and corrector (True, False, or "auto": where the
             checkpoint has gains for this schedule, or a draft network).
         runtime: how its rounds are run; None: as the policy's are.
+        most_chains: batches of more chains are drawn step by step, the same law: where the device is busy with their
+            rows anyway, rows that are dropped cost more than calls save. None: no limit.
 
     Raises:
         ValueError: an unknown method or option.
@@ -66,6 +68,7 @@ class SamplerConfig:
     eta: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     runtime: RuntimeConfig | None = None
+    most_chains: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in _OPTIONS:
@@ -118,6 +121,8 @@ class BoundSampler:
     def chains(self, networks: Networks) -> Chains:
         """Chains of this sampler, to be begun and run."""
         method, options = self.config.method, self.config.options
+        if self.config.most_chains is not None and networks.shape[0] > self.config.most_chains:
+            return Sequential(networks)
         if method == "paradigms":
             return Paradigms(networks, **options)
         if method == "tree":

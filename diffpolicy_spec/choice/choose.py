@@ -32,7 +32,7 @@ from .trial import Bench, under
 if TYPE_CHECKING:
     from diffpolicy_spec.policies import DiffusionPolicy
 
-__all__ = ["choose", "finalists_of", "measure_calls", "pick"]
+__all__ = ["choose", "finalists_of", "measure_calls", "most_chains", "pick"]
 
 _NOISE = 6  # stream of the trials' noise
 _HOPELESS = 1.5  # a runtime is not looked at further where calls of any size take so many times as long as the first's
@@ -129,7 +129,22 @@ def choose(
         sequential_ms=last["measured_ms"],
         call_cost_ms={described(runtime): in_ms(cost) for runtime, cost in costs.items()},
         candidates=(*rows.values(), last),
-    )
+        most_chains=None if winner is None else most_chains(
+            costs[RuntimeConfig(**best["runtime"])], best["calls"], best["rows"], schedule.num_steps
+        ),
+    )  # fmt: skip
+
+
+def most_chains(call: CallCost, calls: float, rows: float, num_steps: int) -> int:
+    """The largest batch, of 1, 2, 4, ... 1024, that is expected to take clearly less time than step by step.
+
+        calls c(B rows / calls) <= 0.9 K c(B)
+
+    With many chains a device is busy anyway: the rows of a call cost what they cost, and those dropped are lost.
+    """
+    sizes = [2**i for i in range(11)]
+    slower = (B for B in sizes[1:] if calls * float(call(B * rows / calls)) > 0.9 * num_steps * float(call(B)))
+    return next(slower, 2 * sizes[-1]) // 2
 
 
 def measure_calls(

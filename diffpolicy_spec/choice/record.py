@@ -52,6 +52,7 @@ class Choice:
         call_cost_ms: runtime, as `runtimes.described` names it -> rows of a network call, as text -> milliseconds.
         candidates: one row per sampler and runtime tried: name, window, runtime, calls, rows, predicted_ms, and
             measured_ms of finalists; the last one is the sequential sampler under its own best runtime.
+        most_chains: batches of more chains are expected to be quicker step by step, and are drawn so.
     """
 
     device: str
@@ -71,13 +72,16 @@ class Choice:
     sequential_ms: float
     call_cost_ms: Mapping[str, Mapping[str, float]]
     candidates: tuple[Mapping[str, Any], ...]
+    most_chains: int | None = None
 
     @property
     def config(self) -> SamplerConfig:
         """The sampler chosen, with its runtime."""
         if self.method == "sequential":
             return replace(sequential(self.num_inference_steps, self.eta), runtime=self.runtime)
-        return SamplerConfig(self.method, self.num_inference_steps, self.eta, dict(self.options), self.runtime)
+        return SamplerConfig(
+            self.method, self.num_inference_steps, self.eta, dict(self.options), self.runtime, self.most_chains
+        )
 
     def is_for(self, device: str, num_inference_steps: int | None, eta: float | None) -> bool:
         """Whether it was measured on this device for this chain."""

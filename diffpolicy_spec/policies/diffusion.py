@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy_spec.choice.fingerprint import fingerprint
 from diffpolicy_spec.choice.record import Choice, resolve_auto
 from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
@@ -152,7 +153,8 @@ class DiffusionPolicy:
         key = repr(config)
         if key not in self._bound:
             if config.method == "auto":
-                config = resolve_auto(config, self.choices, self.device)
+                weights = fingerprint(self.network, self.speculation)
+                config = resolve_auto(config, self.choices, self.device, weights)
             self._bound[key] = bind_sampler(config, self.scheduler_config, self.speculation,
                                            has_draft=self.draft_network is not None)  # fmt: skip
         return self._bound[key]

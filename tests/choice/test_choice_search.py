@@ -1,5 +1,6 @@
 """The search on small policies whose network costs what the test says."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ from tiny_policy import tiny_obs, tiny_policy
 
 from diffpolicy_spec import Gains, SamplerConfig, ScheduleError
 from diffpolicy_spec.choice.candidates import FAMILIES, Family, available, windows_near
-from diffpolicy_spec.choice.choose import choose, finalists_of, pick
+from diffpolicy_spec.choice.choose import choose, finalists_of, most_chains, pick
+from diffpolicy_spec.choice.cost import CallCost
 from diffpolicy_spec.runtime import RuntimeConfig
 
 ONE = RuntimeConfig(threads=1)
@@ -31,7 +33,7 @@ def test_where_rows_are_free_speculation_is_chosen_and_what_it_expects_is_true()
     assert choice.latency_ms < choice.sequential_ms / 1.5
     assert choice.sequential_ms == pytest.approx(12 * 10, rel=0.5)
     # What it says agrees with a run of its own.
-    bound = policy.bind(choice.config)
+    bound = policy.bind(replace(choice.config, most_chains=None))
     stats = policy.predict_action(tiny_obs(6), sampler=bound, generator=torch.Generator().manual_seed(3)).sample.stats
     assert stats.calls.double().mean() == pytest.approx(choice.calls, abs=2)
     by_size = {row["window"]: row for row in choice.candidates if row["name"] == choice.name}
@@ -137,3 +139,19 @@ def test_what_cannot_be_chosen_is_refused():
         search(known_policy(), timed=1)
     with pytest.raises(ValueError, match="window must be at least 1"):
         search(known_policy(), families=(Family("bad", {"drafter": "nearest", "window": 0}, shapes=({"window": 0},)),))
+
+
+def test_large_batches_go_step_by_step_where_rows_are_dear():
+    dear, free = CallCost((1, 10, 100), (2.0, 2.9, 11.9)), CallCost((1, 10, 100), (2.0, 2.0, 2.0))
+    assert most_chains(free, 5, 200, 100) == 1024
+    few = most_chains(dear, 5, 200, 100)
+    assert 1 < few < 64
+    assert 5 * dear(few * 40) <= 0.9 * 100 * dear(few)
+    assert 5 * dear(2 * few * 40) > 0.9 * 100 * dear(2 * few)
+
+
+def test_a_batch_beyond_the_limit_is_drawn_step_by_step():
+    policy = tiny_policy()
+    sampler = policy.bind(SamplerConfig(num_inference_steps=10, most_chains=2))
+    calls = [int(policy.predict_action(tiny_obs(n), sampler=sampler).sample.stats.drafted.sum()) for n in (2, 3)]
+    assert calls[0] > 0 == calls[1]
