@@ -9,13 +9,14 @@ from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import Generator, Noise
 from diffpolicy_spec.runtime import Report, RuntimeConfig, Session
+from diffpolicy_spec.runtime.network import InferenceNetwork
 from diffpolicy_spec.runtime.replicas import Replicas, replicate
 from diffpolicy_spec.runtime.split import Split, SplitTimes, measure_split
 from diffpolicy_spec.samplers import BoundSampler
 from diffpolicy_spec.sampling import prepare_noise
 from diffpolicy_spec.stats import Sample
 
-from .inference import InferenceNetwork, inference_network
+from .inference import inference_network
 
 __all__ = ["BATCHES", "Conditioned", "Runner"]
 

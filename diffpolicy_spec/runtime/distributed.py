@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffpolicy_spec.policies.inference.protocol import InferenceNetwork, Watch
+from diffpolicy_spec.runtime.network import InferenceNetwork, Watch
 
 from .peers import Order, Peers
 from .split import Split

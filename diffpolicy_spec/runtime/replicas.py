@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffpolicy_spec.policies.inference.protocol import InferenceNetwork, Watch
+from diffpolicy_spec.runtime.network import InferenceNetwork, Watch
 
 from .split import Split
 from .weights import tensors_of

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diffpolicy_spec.policies.inference import inference_network
-from diffpolicy_spec.policies.inference.protocol import Watch
 from diffpolicy_spec.policies.inference.toom_cook import toom_cook
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
+from diffpolicy_spec.runtime.network import Watch
 
 STEPS = 20
 SMALL = {"input_dim": 7, "global_cond_dim": 11, "diffusion_step_embed_dim": 16, "down_dims": (16, 24, 48)}

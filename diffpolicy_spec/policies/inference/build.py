@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffpolicy_spec.policies.inference.protocol import InferenceNetwork
 from diffpolicy_spec.policies.inference.transformer import InferenceTransformer
 from diffpolicy_spec.policies.inference.unet import InferenceUnet
 from diffpolicy_spec.policies.transformer import TransformerForDiffusion
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
+from diffpolicy_spec.runtime.network import InferenceNetwork
 
 __all__ = ["inference_network"]
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
 from diffpolicy_spec.policies.inference.matrix import Made, Matrix
-from diffpolicy_spec.policies.inference.protocol import Watch
 from diffpolicy_spec.policies.transformer import TransformerForDiffusion
+from diffpolicy_spec.runtime.network import Watch
 
 __all__ = ["InferenceTransformer"]
 

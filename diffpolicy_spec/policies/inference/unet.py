@@ -11,8 +11,8 @@ from torch.nn.functional import group_norm, linear, mish
 
 from diffpolicy_spec.policies.inference.convolution import Convolution, Down, Up
 from diffpolicy_spec.policies.inference.matrix import Made, Matrix
-from diffpolicy_spec.policies.inference.protocol import Watch
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
+from diffpolicy_spec.runtime.network import Watch
 
 __all__ = ["InferenceUnet"]
 
