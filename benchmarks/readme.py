@@ -7,11 +7,14 @@ The sources are benchmarks/results/<name>.md; reports of dps-eval are copied the
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from systems_tables import markdown, number, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,8 +37,41 @@ def fill(readme: str, tables: dict[str, str]) -> str:
 
 
 def stored_tables() -> dict[str, str]:
-    """Name -> markdown of every stored result."""
-    return {path.stem: tables_of(path.read_text()) for path in RESULTS.glob("*.md")}
+    """Name -> markdown of every stored result, and of what README shows of runtime.py's."""
+    whole = {path.stem: tables_of(path.read_text()) for path in RESULTS.glob("*.md")}
+    return whole | {"runtime_summary": runtime_summary(RESULTS / "runtime_cpu.json")}
+
+
+def runtime_summary(path: Path) -> str:
+    """Two tables of a run of runtime.py: chunks of the trained policy, eager; each network's quickest, composed."""
+    found = json.loads(path.read_text())
+    chunks = [row for row in found["chunks"] if row["runtime"]["mode"] == "eager"]
+    base = next(row["p50_ms"] for row in chunks if row["sampler"] == "DDPM-100")
+    drawn = [
+        [row["sampler"], str(row["window"] or "-"), "yes" if row["exact"] else "no", number(row["calls"], ".1f"),
+         number(row["rows"], ".0f"), *(number(row[f"{p}_ms"], ".0f") for p in ("p50", "p95", "p99")),
+         percent(row["overhead"]), f"{base / row['p50_ms']:.1f} x"]
+        for row in chunks
+    ]  # fmt: skip
+    composed = []
+    for network in dict.fromkeys(row["network"] for row in found["composed"]):
+        rows = [r for r in found["composed"] if r["network"] == network and r["runtime"]["mode"] == "eager"]
+        step = next(row for row in rows if row["sampler"] == "DDPM-100")
+        best = min((row for row in rows if row["exact"] and row is not step), key=lambda row: row["ms"])
+        as_it_is, laid_out = (
+            next(c for c in found["calls"] if c["network"] == network and c["way"] == way)["ms"][0]
+            for way in ("module as it is", "eager")
+        )
+        composed.append([
+            network, number(as_it_is, ".1f"), number(laid_out, ".1f"), f"{best['sampler']}, {best['window']}",
+            number(best["calls"], ".1f"), number(best["ms"], ".0f"), percent(best["overhead"]),
+            *(f"{step[key] / best['ms']:.1f} x" for key in ("ms", "measured_ms")),
+        ])  # fmt: skip
+    heads = ["Lift, one core", "window", "exact", "calls", "rows", "p50 ms", "p95", "p99", "outside network",
+             "faster than DDPM-100"]  # fmt: skip
+    other = ["network, composed", "c(1) ms, module as it is", "laid out", "quickest sampler, window", "calls", "ms",
+             "outside network", "faster than 100 c(1)", "than DDPM-100 as drawn"]  # fmt: skip
+    return markdown(heads, drawn) + "\n" + markdown(other, composed)
 
 
 def main() -> None:

@@ -2,12 +2,14 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def readme_program():
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # where its tables come from
     spec = importlib.util.spec_from_file_location("readme_program", ROOT / "benchmarks" / "readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
