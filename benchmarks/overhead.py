@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 SPECULATIVE: dict[str, dict[str, Any]] = {
     "ASD, two-call": {"drafter": "parent"},
     "nearest": {"drafter": "nearest"},
+    "nearest, block": {"drafter": "nearest", "verifier": "block"},
     "picard": {"drafter": "picard", "memory": 0, "gain": False, "corrector": False},
     "picard + secant": {"drafter": "picard", "memory": 3, "gain": False, "corrector": False},
     "picard + gain": {"drafter": "picard", "memory": 0, "gain": True, "corrector": False},

@@ -10,7 +10,7 @@ from torch import Tensor
 from .clock import Clock
 from .inpainting import Inpainting
 from .schedule import Schedule
-from .window import Window
+from .window import Turn, Window
 
 __all__ = ["Denoise", "Networks"]
 
@@ -89,6 +89,20 @@ class Networks:
         bad = ~torch.isfinite(m).flatten(1).all(1)
         self.bad.index_add_(0, k, (bad if counts is None else bad & counts).long())
         return self._hidden(m, chain).reshape(x.shape)
+
+    def predict_rows(self, turn: Turn, x: Tensor, steps: Tensor, valid: Tensor, otherwise: Tensor) -> Tensor:
+        """m (b, N, D) at the rows of a round, by one call.
+
+        x: (b, N, D); steps: (b, N); valid: (b, N) bool. Padding is evaluated where shapes are fixed (`Turn.dense`);
+        elsewhere it takes what is in `otherwise`: (b, N, D).
+        """
+        chain = turn.chain[:, None].expand_as(steps)
+        if turn.dense or not turn.padded:
+            counts = valid.flatten() if turn.padded else None
+            return self.predict_x0(x.flatten(0, 1), steps.flatten(), chain.flatten(), counts).view(x.shape)
+        m = otherwise.clone()
+        m[valid] = self.predict_x0(x[valid], steps[valid], chain[valid])
+        return m
 
     def check(self) -> None:
         """Raise FloatingPointError if the network has returned NaN or infinite values since `begin`."""

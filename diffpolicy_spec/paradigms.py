@@ -87,13 +87,8 @@ class Paradigms(Chains):
         at = self.k[chain]
         w = make_window(turn, at, self.rows[chain], K)
         rows, steps = chain[:, None], w.steps
-        which, old = rows.expand_as(steps), self._path[rows, steps]
-        if turn.dense or not turn.padded:
-            counts = w.valid.flatten() if turn.padded else None
-            m = self.networks.predict_x0(old.flatten(0, 1), steps.flatten(), which.flatten(), counts).view(old.shape)
-        else:
-            m = torch.zeros_like(old)
-            m[w.valid] = self.networks.predict_x0(old[w.valid], steps[w.valid], which[w.valid])
+        old = self._path[rows, steps]
+        m = self.networks.predict_rows(turn, old, steps, w.valid, old)
         A, B, sigma = (table[steps].unsqueeze(-1) for table in (t.A, t.B, t.sigma))
         change = (A * m + (B - 1) * old + sigma * self._xi[rows, steps]) * w.valid.unsqueeze(-1)
         new = self._path[chain, at].unsqueeze(1) + change.cumsum(dim=1)  # the states after each step

@@ -82,14 +82,7 @@ class Speculation(Chains):
             # A gain spreads what it moves over all coordinates: a test must not see those given.
             pinned = self.networks.known[chain].unsqueeze(1)
             drafted = Draft(m=drafted.m.masked_fill(pinned, 0.0), x=drafted.x.masked_fill(pinned, 0.0))
-        which = rows.expand_as(steps)
-        if turn.dense or not turn.padded:
-            counts = w.valid.flatten() if turn.padded else None
-            m = self.networks.predict_x0(drafted.x.flatten(0, 1), steps.flatten(), which.flatten(), counts)
-            m = m.view(drafted.x.shape)
-        else:
-            m = drafted.m.clone()
-            m[w.valid] = self.networks.predict_x0(drafted.x[w.valid], steps[w.valid], which[w.valid])
+        m = self.networks.predict_rows(turn, drafted.x, steps, w.valid, drafted.m)
         outcome = self._verify(self.tables, w, drafted, m, xi, u)
         if outcome.spent is not None:
             self._noise.redraw(chain, w.slots(K), outcome.spent)

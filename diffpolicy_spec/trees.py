@@ -115,13 +115,7 @@ class Trees(Chains):
         levels = self._levels[: self._ends.index(turn.rows)]
         xi, u = self._draws.xi[chain], self._draws.u[chain]
         tree = _grow(self.tables, at, x, m0, levels, xi, u)
-        which = chain[:, None].expand_as(tree.steps)
-        if turn.dense:
-            flat = (tree.x.flatten(0, 1), tree.steps.flatten(), which.flatten(), tree.valid.flatten())
-            m = self.networks.predict_x0(*flat).view(tree.x.shape)
-        else:
-            m = m0.unsqueeze(1).expand_as(tree.x).clone()
-            m[tree.valid] = self.networks.predict_x0(tree.x[tree.valid], tree.steps[tree.valid], which[tree.valid])
+        m = self.networks.predict_rows(turn, tree.x, tree.steps, tree.valid, m0.unsqueeze(1).expand_as(tree.x))
         node, level, rejected, state = _walk(self.tables, tree, m, m0, self._xi[:, chain])
         # After a rejection the rejected children's x0 is as fresh as can be: the first child's.
         self._m[chain] = m[b, torch.where(rejected, tree.first_child(node), node)]
