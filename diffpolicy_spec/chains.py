@@ -78,16 +78,16 @@ class Chains(ABC):
         """
         self.networks.begin(inpaint)
         self.x.copy_(noise.start.flatten(1))
-        self.k.zero_()
         self.calls.zero_()
         self.log.zero_()
         self.load(noise, generator, warm_start)
         if self.lockstep:  # all is known
             self.calls.fill_(self.schedule.num_steps)
             self.log[:, :-1, 0], self.log[:, :-1, 1] = torch.arange(self.schedule.num_steps, device=self.x.device), 1
+        k = torch.zeros_like(self.k)
         if live is not None:
-            self.k[live:] = self.schedule.num_steps
-        self._size(self.everyone)
+            k[live:] = self.schedule.num_steps
+        self._stand(self.everyone, k)
 
     @abstractmethod
     def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
@@ -98,17 +98,17 @@ class Chains(ABC):
 
     def advance(self, chain: Tensor, at: Tensor, rows: Tensor, accepted: Tensor, rejected: Tensor) -> None:
         """Commit accepted + 1 steps of chains that stood at `at` and had `rows`, (b,) each; rows = 0: they are done."""
-        done = rows == 0
-        count = self.calls[chain]
-        slot = torch.where(done, self.log.shape[1] - 1, count)
+        live, count = rows > 0, self.calls[chain]
+        slot = torch.where(live, count, self.log.shape[1] - 1)
         self.log[chain, slot] = torch.stack([at, rows, accepted, rejected.long()], dim=1)
-        self.calls[chain] = torch.where(done, count, count + 1)
-        self.k[chain] = torch.where(done, at, at + accepted + 1)
-        self._size(chain)
+        self.calls[chain] = count + live
+        self._stand(chain, at + live * (accepted + 1))
         self.networks.clock.lap("verify")
 
-    def _size(self, chain: Tensor) -> None:
-        k, K = self.k[chain], self.schedule.num_steps
+    def _stand(self, chain: Tensor, k: Tensor) -> None:
+        """Chains stand at steps k: (b,) now."""
+        K = self.schedule.num_steps
+        self.k[chain] = k
         self.rows[chain] = torch.where(k < K, self.sizes(chain, k.clamp(max=K - 1)), 0)
 
     def note(self) -> None:

@@ -86,7 +86,7 @@ class Networks:
         """
         rows = self._shown(x, chain)
         m = self.schedule.predict_x0(self.call(rows, k, chain), rows, k)
-        bad = ~torch.isfinite(m).flatten(1).all(1)
+        bad = ~torch.isfinite(m.flatten(1).sum(1))  # NaN and infinity are in the sum as well
         self.bad.index_add_(0, k, (bad if counts is None else bad & counts).long())
         return self._hidden(m, chain).reshape(x.shape)
 

@@ -99,6 +99,8 @@ class _Frozen:
     def observe(self, window: Window, draft: Draft, m: Tensor, outcome: Outcome) -> None:
         b, row = torch.arange(m.shape[0], device=m.device), outcome.freshest
         self._m[window.chain] = m[b, row]
-        self._x[window.chain] = draft.x[b, row]
-        self._at[window.chain] = window.steps[b, row]
-        self._stale[window.chain] = outcome.rejected
+        if self._drift:
+            self._x[window.chain] = draft.x[b, row]
+            self._at[window.chain] = window.steps[b, row]
+        if self._reopen:
+            self._stale[window.chain] = outcome.rejected
