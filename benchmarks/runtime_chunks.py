@@ -16,8 +16,9 @@ from systems_list import SPECULATIVE
 from systems_problems import OBSERVATIONS
 
 from diffpolicy_spec import Sample, SamplerConfig, draw_noise, load_policy
-from diffpolicy_spec.choice.cost import CallCost, clock
+from diffpolicy_spec.choice.cost import CallCost
 from diffpolicy_spec.choice.rounds import Rounds, Watched
+from diffpolicy_spec.clock import clock
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.window import widths_to

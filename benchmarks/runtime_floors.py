@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffpolicy_spec.choice.cost import clock
+from diffpolicy_spec.clock import clock
 
 __all__ = ["DTYPES", "Machine", "Work", "measure_machine", "work_of"]
 

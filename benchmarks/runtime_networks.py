@@ -12,7 +12,8 @@ from runtime_floors import DTYPES, Machine, work_of
 from torch import Tensor, nn
 
 from diffpolicy_spec import BoundSampler, Denoise, Schedule, draw_noise, load_policy
-from diffpolicy_spec.choice.cost import CallCost, clock, measure_call_cost
+from diffpolicy_spec.choice.cost import CallCost, measure_call_cost
+from diffpolicy_spec.clock import clock
 from diffpolicy_spec.policies.inference import inference_network
 from diffpolicy_spec.policies.runner import Conditioned, Runner
 from diffpolicy_spec.policies.transformer import TransformerForDiffusion

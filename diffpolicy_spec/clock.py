@@ -9,7 +9,14 @@ import torch
 
 from .stats import TimeSplit
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "clock"]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds on a clock, everything on the device done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class Clock:
@@ -27,8 +34,7 @@ class Clock:
         self._parts: list[str] = []
         self._events: list[torch.cuda.Event] = []
         self._times: list[float] = []
-        self._wait()
-        self._begin = time.perf_counter()
+        self._begin = clock(self._device)
         self.lap("")
 
     def lap(self, part: str) -> None:
@@ -45,8 +51,7 @@ class Clock:
 
     def split(self) -> TimeSplit:
         """End the call: seconds in all and by part."""
-        self._wait()
-        total = time.perf_counter() - self._begin
+        total = clock(self._device) - self._begin
         if not self.running:
             return TimeSplit(total, *[float("nan")] * 4)
         laps = [b - a for a, b in pairwise(self._times)] + [a.elapsed_time(b) / 1e3 for a, b in pairwise(self._events)]
@@ -54,7 +59,3 @@ class Clock:
         for part, lap in zip(self._parts[1:], laps, strict=True):
             seconds[part] += lap
         return TimeSplit(total=total, **seconds)
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)

@@ -38,8 +38,8 @@ class Networks:
         inpaint: Inpainting | None = None,
     ) -> None:
         self.schedule, self.shape, self.device = schedule, shape, device
-        self.clock, self.draft, self.inpaint = Clock(device), draft, inpaint
-        self._denoise = denoise
+        self.clock, self.inpaint = Clock(device), inpaint
+        self.denoise, self.draft = denoise, draft
         self.draft_calls = torch.zeros(shape[0], dtype=torch.long, device=device)
         self.bad = torch.zeros(schedule.num_steps, dtype=torch.long, device=device)  # rows that were not finite
 
@@ -62,10 +62,6 @@ class Networks:
         self.draft_calls.zero_()
         self.bad.zero_()
 
-    def compile(self) -> None:
-        """Call the denoiser through torch.compile from here on, for rows of one number."""
-        self._denoise = torch.compile(self._denoise, dynamic=False)
-
     def call(self, rows: Tensor, k: Tensor, chain: Tensor) -> Tensor:
         """One network call: the prediction (N, Tp, Da) at rows of that shape, steps k: (N,), chains chain: (N,).
 
@@ -73,7 +69,7 @@ class Networks:
             ValueError: the network's output has another shape than its input.
         """
         self.clock.lap("draft")
-        prediction = self._denoise(rows, self.schedule.on(self.device).timesteps[k], chain)
+        prediction = self.denoise(rows, self.schedule.on(self.device).timesteps[k], chain)
         self.clock.lap("network")
         if prediction.shape != rows.shape:
             raise ValueError(f"denoise returned {tuple(prediction.shape)} for rows {tuple(rows.shape)}")

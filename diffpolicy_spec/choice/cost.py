@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from diffpolicy_spec.clock import clock
 from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.runtime.capture import capture, compiled
 from diffpolicy_spec.runtime.config import RuntimeConfig
@@ -21,7 +22,7 @@ from diffpolicy_spec.window import widths_to
 
 from .runtimes import keeping_threads
 
-__all__ = ["ROWS", "CallCost", "clock", "measure_call_cost"]
+__all__ = ["ROWS", "CallCost", "measure_call_cost"]
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 """Rows a call is measured with, beside all K of the chain."""
@@ -43,7 +44,7 @@ class CallCost:
     seconds: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip((0, *self.rows), self.rows, strict=False))
+        ascending = all(a < b for a, b in pairwise((0, *self.rows)))
         if not self.rows or len(self.rows) != len(self.seconds) or not ascending:
             raise ValueError(
                 f"a call's cost needs one time for each of ascending rows, got {self.rows}, {self.seconds}"
@@ -75,13 +76,6 @@ def isotonic(values: ArrayLike) -> NDArray[np.float64]:
             mean, size = (before * count + mean * size) / (count + size), count + size
         blocks.append((mean, size))
     return np.concatenate([np.full(size, mean) for mean, size in blocks])
-
-
-def clock(device: torch.device) -> float:
-    """Seconds on a clock, everything on the device done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @torch.no_grad()

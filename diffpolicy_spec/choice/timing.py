@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffpolicy_spec.clock import clock
 from diffpolicy_spec.samplers import BoundSampler
 from diffpolicy_spec.seeds import hashed_generator
-
-from .cost import clock
 
 if TYPE_CHECKING:
     from diffpolicy_spec.policies import DiffusionPolicy

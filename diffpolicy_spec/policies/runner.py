@@ -9,7 +9,7 @@ from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import Generator, Noise
 from diffpolicy_spec.runtime import Report, RuntimeConfig, Session
-from diffpolicy_spec.runtime.network import InferenceNetwork
+from diffpolicy_spec.runtime.network import InferenceNetwork, Watch
 from diffpolicy_spec.runtime.replicas import Replicas, replicate
 from diffpolicy_spec.runtime.split import Split, SplitTimes, measure_split
 from diffpolicy_spec.samplers import BoundSampler
@@ -64,7 +64,8 @@ class Runner:
     def __init__(
         self, network: nn.Module, draft: nn.Module | None, num_train_timesteps: int, config: RuntimeConfig
     ) -> None:
-        self._modules = [network] if draft is None else [network, draft]
+        self._module = network
+        self._watches = [Watch(module) for module in (network, draft) if module is not None]
         self._network = inference_network(network, num_train_timesteps, config.torch_dtype)
         self._draft = None if draft is None else inference_network(draft, num_train_timesteps)
         self.config = config
@@ -85,7 +86,7 @@ class Runner:
         if self._replicas is None:
             dtype = self.config.torch_dtype
             self._replicas = replicate(
-                self._modules[0], self.config.devices, lambda module: inference_network(module, self._steps, dtype)
+                self._module, self.config.devices, lambda module: inference_network(module, self._steps, dtype)
             )
         self._replicas.load(condition)
         return self._replicas
@@ -145,7 +146,7 @@ class Runner:
         denoise.load(condition)
         if draft is not None:
             draft.load(condition)
-        where = [p.data_ptr() for module in self._modules for p in module.parameters()]
+        where = [place for watch in self._watches for place in watch.places()]
         if where != self._where:  # graphs read weights where they were
             for other, _, _ in self._sessions.values():
                 other.forget()

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = ["Captured", "Report", "capture", "compiled", "has_conditions", "when"]
 
 Work = Callable[[], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def capture(
     return Captured(pieces, Report(len(pieces), time.perf_counter() - begin, held, graphs))
 
 
-def compiled(work: Work) -> Work:
-    """The work through torch.compile.
+def compiled(work: Callable[..., T]) -> Callable[..., T]:
+    """A piece of work, or a network's call, through torch.compile.
 
     In a function with code of its own: torch.compile gives up on code that it has compiled for eight different uses.
     """
 
-    def piece() -> None:
-        work()
+    def piece(*given: Any) -> T:
+        return work(*given)
 
     own = FunctionType(piece.__code__.replace(), piece.__globals__, closure=piece.__closure__)
     return torch.compile(own, dynamic=False, fullgraph=True)

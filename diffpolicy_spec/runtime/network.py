@@ -50,9 +50,16 @@ class Watch:
         self._seen: list[tuple[int, int]] = []
         self._kept: list[Tensor] = []
 
+    def places(self) -> list[int]:
+        """Addresses of the parameters."""
+        return [p.data_ptr() for p in self._all()]
+
+    def _all(self) -> list[Tensor]:
+        return [p for of_module in self._parameters for p in of_module.values() if p is not None]
+
     def changed(self) -> bool:
         """Whether anything has changed since this was asked last; True the first time."""
-        parameters = [p for of_module in self._parameters for p in of_module.values() if p is not None]
+        parameters = self._all()
         now = [(p.data_ptr(), -1 if p.is_inference() else p._version) for p in parameters]
         if now == self._seen:
             return False

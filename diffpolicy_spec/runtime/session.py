@@ -124,7 +124,7 @@ class Session:
         chains.prepare(Turn(chains.everyone, self._widths[-1]))  # room for the widest
         if chains.lockstep:
             if self._config.compiles:  # the call alone: K of them in one piece would take hours
-                chains.networks.compile()
+                chains.networks.denoise = compiled(chains.networks.denoise)
             work[_CHAIN] = self._whole_chain
         else:
             work = {width: self._ready(partial(self._round, Turn(chains.everyone, width))) for width in self._widths}

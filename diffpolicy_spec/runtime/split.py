@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+
+from diffpolicy_spec.clock import clock
 
 if TYPE_CHECKING:
     from diffpolicy_spec.sampling import Denoise
@@ -59,7 +61,7 @@ class Split:
         if len(self.speeds) != parts:
             raise ValueError(f"{len(self.speeds)} speeds for {parts} devices: give one each")
         ends = [round(rows * sum(self.speeds[: i + 1]) / sum(self.speeds)) for i in range(parts)]
-        return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        return [end - begin for begin, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,10 @@ def measure_split(
     for repeat in range(repeats + 2):  # memory, kernels and caches are chosen in the first calls
         for i, given in enumerate(inputs):
             for which, denoise in enumerate((alone, split)):
-                begin = _clock(device)
+                begin = clock(device)
                 denoise(*given)
-                took = _clock(device) - begin
+                took = clock(device) - begin
                 if repeat > 1:
                     seconds.setdefault((which, i), []).append(took)
     alone_at, split_at = ([statistics.median(seconds[w, i]) for i in range(len(inputs))] for w in (0, 1))
     return SplitTimes(tuple(sorted(set(rows))), tuple(alone_at), tuple(split_at))
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter()
