@@ -26,8 +26,9 @@ __all__ = [
     "rot6d_to_matrix",
 ]
 
-ACTION_REPRS = ("absolute_rot6d", "absolute", "delta")
-"""What an arm's action may be: pos + rot6d + gripper (10-D), pos + axis-angle + gripper (7-D), or a 7-D difference."""
+ACTION_REPRS = ("absolute_rot6d", "absolute", "delta", "raw")
+"""What an action may be, for each arm: pos + rot6d + gripper (10-D), pos + axis-angle + gripper (7-D), a 7-D difference;
+or whatever the environment takes."""
 
 Array = NDArray[Any]
 

@@ -17,7 +17,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from numpy.typing import NDArray
 
 from diffpolicy_spec.envs.rendering import OffscreenRenderer, RenderUnavailable
-from diffpolicy_spec.envs.tasks import get_task
+from diffpolicy_spec.envs.tasks import RobosuiteTask, UnknownTaskError, get_task
 from diffpolicy_spec.optional import require
 
 __all__ = ["ActionError", "RobosuiteEnv", "checked_action"]
@@ -83,7 +83,7 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         render_size: (height, width) of frames, pixels.
 
     Raises:
-        UnknownTaskError: no such task.
+        UnknownTaskError: no such task, or not one of robosuite's.
         ValueError: another action_repr or render_mode.
         ImportError: robosuite is not installed.
     """
@@ -102,7 +102,10 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         camera: str | None = None,
         render_size: tuple[int, int] = (256, 256),
     ) -> None:
-        self.task = get_task(task)
+        row = get_task(task)
+        if not isinstance(row, RobosuiteTask):
+            raise UnknownTaskError(f"task '{task}' is not simulated by robosuite: use make_env")
+        self.task = row
         if action_repr not in ("absolute", "delta"):
             raise ValueError(f"action_repr must be 'absolute' or 'delta', got {action_repr!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):

@@ -4,45 +4,83 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TASKS", "Task", "UnknownTaskError", "get_task"]
+__all__ = ["TASKS", "RobosuiteTask", "Task", "UnknownTaskError", "get_task"]
 
 
 class UnknownTaskError(ValueError):
     """A task name that is not in the table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A robomimic task on robosuite, with robomimic's low-dimensional observation.
+    """What a task is, whatever simulates it.
 
     Attributes:
         name: how commands and configs name it.
         env_id: gymnasium id.
-        robosuite_name: name given to robosuite.make.
-        robots: one robosuite robot per arm.
+        build: "module:function" that makes the environment, called as function(task, action_repr=..., **kwargs).
+        extra: the extra of this package that brings its simulator.
         horizon: steps of an episode, as in diffusion_policy's evaluation.
-        obs: observation keys and their lengths, in diffusion_policy's order. "object" is robosuite's "object-state".
-        camera: the camera that render() shows.
+        obs: observation keys and their lengths, in diffusion_policy's order.
+        action_reprs: what its actions may be; the first is the default.
         control_freq: actions a second, Hz.
     """
 
     name: str
     env_id: str
-    robosuite_name: str
-    robots: tuple[str, ...]
+    build: str
+    extra: str
     horizon: int
     obs: tuple[tuple[str, int], ...]
-    camera: str = "agentview"
+    action_reprs: tuple[str, ...]
+    control_freq: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobosuiteTask(Task):
+    """A robomimic task on robosuite, with robomimic's low-dimensional observation; "object" is its "object-state".
+
+    Attributes:
+        robosuite_name: name given to robosuite.make.
+        robots: one robosuite robot per arm.
+        camera: the camera that render() shows.
+    """
+
+    build: str = "diffpolicy_spec.envs.factory:build_robosuite"
+    extra: str = "sim"
+    action_reprs: tuple[str, ...] = ("absolute_rot6d", "absolute", "delta")
     control_freq: int = 20
+    robosuite_name: str
+    robots: tuple[str, ...] = ("Panda",)
+    camera: str = "agentview"
 
 
-_ONE_ARM = (("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2))
+def _arm(i: int) -> tuple[tuple[str, int], ...]:
+    return (f"robot{i}_eef_pos", 3), (f"robot{i}_eef_quat", 4), (f"robot{i}_gripper_qpos", 2)
+
+
+def _robosuite(name: str, short: str, robosuite_name: str, horizon: int, objects: int, arms: int = 1) -> RobosuiteTask:
+    return RobosuiteTask(
+        name=name,
+        env_id=f"diffpolicy_spec/{short}-v0",
+        robosuite_name=robosuite_name,
+        robots=("Panda",) * arms,
+        horizon=horizon,
+        obs=(("object", objects), *(pair for i in range(arms) for pair in _arm(i))),
+        camera="agentview" if arms == 1 else "shouldercamera0",
+    )
+
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         # object: cube_pos (3), cube_quat xyzw (4), gripper_to_cube_pos (3)
-        Task("lift", "diffpolicy_spec/Lift-v0", "Lift", ("Panda",), 400, (("object", 10), *_ONE_ARM)),
+        _robosuite("lift", "Lift", "Lift", 400, 10),
+        # object of can and square: pos (3), quat xyzw (4), pos (3) and quat (4) seen from the gripper
+        _robosuite("can", "Can", "PickPlaceCan", 400, 14),
+        _robosuite("square", "Square", "NutAssemblySquare", 400, 14),
+        _robosuite("transport", "Transport", "TwoArmTransport", 700, 41, arms=2),
+        _robosuite("tool_hang", "ToolHang", "ToolHang", 700, 44),
     )
 }
 

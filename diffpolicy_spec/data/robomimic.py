@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.optional import require
-from diffpolicy_spec.rotations import actions_to_rot6d
+from diffpolicy_spec.rotations import ACTION_REPRS, actions_to_rot6d
 
 __all__ = ["read_robomimic"]
 
@@ -35,7 +35,7 @@ def read_robomimic(
         path: the hdf5 file.
         obs_dims: observation keys to read -> their expected dimensions.
         action_repr: "absolute_rot6d" turns each arm's 7-D absolute action into 10-D (`rotations.actions_to_rot6d`);
-            "absolute" and "delta" leave the actions as they are.
+            the others leave the actions as they are.
         filter_key: read only the demonstrations that `mask/<filter_key>` names; None reads all.
         action_key: "actions", or "actions_abs" in files of robomimic 0.5.
 
@@ -110,10 +110,10 @@ def _episode(
 def _convert(actions: NDArray[Any], where: str, action_repr: str) -> NDArray[np.float32]:
     if actions.ndim != 2:
         raise DataError(f"{where}: actions have shape {actions.shape}, expected (N, A)")
-    if action_repr in ("absolute", "delta"):
+    if action_repr in ("absolute", "delta", "raw"):
         return actions.astype(np.float32)
     if action_repr != "absolute_rot6d":
-        raise DataError(f"action_repr '{action_repr}' is not known: absolute_rot6d, absolute or delta")
+        raise DataError(f"action_repr '{action_repr}' is not known: {', '.join(ACTION_REPRS)}")
     steps, dim = actions.shape
     if dim == 0 or dim % 7:
         raise DataError(f"{where}: absolute_rot6d needs 7 action dimensions an arm, got {dim}")
