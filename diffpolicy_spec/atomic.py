@@ -13,7 +13,7 @@ __all__ = ["atomic_folder", "write_atomically"]
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path beside `path`), flush it to the disk, and rename it to `path`."""
+    """Call write(temporary path beside `path`), flush it to the disk, and rename it to `path`, for good."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"
@@ -21,6 +21,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _sync(temporary)
         os.replace(temporary, path)
+        _sync_folder(path.parent)  # the rename itself, should the machine go off
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,3 +56,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ class EpisodeRecord:
         max_reward: the largest reward of a step (1.0 on success in robomimic's tasks).
         steps: environment steps taken.
         chunks: action chunks that were asked of the policy.
+        metrics: further results by name, as the environment's last info["metrics"] has them (Kitchen's p_1 to p_7).
+        actions_sha: the first 16 hex digits of the SHA-256 of all executed actions, float64: equal for equal episodes.
+        wall_s: seconds the episode took.
     """
 
     seed: int
@@ -30,6 +33,9 @@ class EpisodeRecord:
     max_reward: float
     steps: int
     chunks: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    actions_sha: str = ""
+    wall_s: float = 0.0
 
     def to_json(self) -> str:
         """One line of episodes.jsonl."""
@@ -46,7 +52,7 @@ class ChunkRecord:
     Attributes:
         seed: of the episode.
         chunk: index of the chunk in its episode.
-        call: index of the policy call in the run.
+        call: number of the policy call, unique in a store.
         batch: chunks made by that call.
         latency_ms: wall-clock of the policy call, from observation history to actions.
         network_ms: of that, inside the denoising network.
@@ -62,6 +68,10 @@ class ChunkRecord:
         wasted: rows evaluated for drafted states that were then dropped.
         tested_at: (K,) tests by denoising step.
         accepted_at: (K,) tests passed by denoising step.
+        waited: control steps that passed while the call was made (real-time mode; 0 where the world waits).
+        stale: actions of the chunk that were dropped because their time had passed.
+        held: of the steps waited, those in which there was no action left and the robot held its last one.
+        deadline_missed: whether the chunk came after the actions before it were used up.
     """
 
     seed: int
@@ -82,6 +92,10 @@ class ChunkRecord:
     wasted: int
     tested_at: tuple[int, ...]
     accepted_at: tuple[int, ...]
+    waited: int = 0
+    stale: int = 0
+    held: int = 0
+    deadline_missed: bool = False
 
 
 def save_chunks(path: Path, chunks: Sequence[ChunkRecord], timesteps: Sequence[int]) -> None:
