@@ -195,7 +195,7 @@ def load_parts(path: Path, columns: Sequence[str] | None = None) -> Any:
                 except (pa.ArrowInvalid, OSError) as error:
                     if isinstance(error, FileNotFoundError):
                         raise
-                    raise StoreError(f"{part} is damaged ({error}): remove it, then run the evaluation again") from error
+                    raise StoreError(f"{part} is damaged ({error}): remove it and run the evaluation again") from error
         except FileNotFoundError:  # merged meanwhile
             continue
         table = pa.concat_tables([empty.empty_table(), *(t.cast(empty) for t in tables)])

@@ -28,7 +28,7 @@ HERE = {"device": "cpu", "versions": {"torch": "2"}, "commit": None}
 
 
 def chunk(seed, i):
-    values = {name: i for name in ("batch", "calls", "evaluations", "drafted", "accepted", "rejected", "wasted")}
+    values = dict.fromkeys(("batch", "calls", "evaluations", "drafted", "accepted", "rejected", "wasted"), i)
     times = {f"{name}_ms": 0.5 * i + seed for name in ("latency", "network", "draft", "verify", "other", "sampler")}
     return ChunkRecord(
         seed=seed, chunk=i, call=1000 * seed + i, tested_at=(1, 2, 3, i), accepted_at=(0, 1, 2, 0), **values, **times
