@@ -44,6 +44,7 @@ class RobosuiteTask(Task):
         robosuite_name: name given to robosuite.make.
         robots: one robosuite robot per arm.
         camera: the camera that render() shows.
+        image_cameras: the cameras of robomimic's image observations, see `RobosuiteEnv`.
     """
 
     build: str = "diffpolicy_spec.envs.factory:build_robosuite"
@@ -53,6 +54,7 @@ class RobosuiteTask(Task):
     robosuite_name: str
     robots: tuple[str, ...] = ("Panda",)
     camera: str = "agentview"
+    image_cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
 
 
 def _arm(i: int) -> tuple[tuple[str, int], ...]:
@@ -68,6 +70,9 @@ def _robosuite(name: str, short: str, robosuite_name: str, horizon: int, objects
         horizon=horizon,
         obs=(("object", objects), *(pair for i in range(arms) for pair in _arm(i))),
         camera="agentview" if arms == 1 else "shouldercamera0",
+        image_cameras=("agentview", "robot0_eye_in_hand")
+        if arms == 1
+        else tuple(camera for i in range(arms) for camera in (f"shouldercamera{i}", f"robot{i}_eye_in_hand")),
     )
 
 
@@ -76,7 +81,8 @@ TASKS: dict[str, Task] = {
     for task in (
         # object: cube_pos (3), cube_quat xyzw (4), gripper_to_cube_pos (3)
         _robosuite("lift", "Lift", "Lift", 400, 10),
-        # object of can and square: pos (3), quat xyzw (4), pos (3) and quat (4) seen from the gripper
+        # object of can and square: pos (3) and quat xyzw (4) seen from the gripper, pos (3), quat (4) in the world;
+        # robosuite 1.5 computes the first seven from the object's pose one step ago: they are 0 at reset
         _robosuite("can", "Can", "PickPlaceCan", 400, 14),
         _robosuite("square", "Square", "NutAssemblySquare", 400, 14),
         _robosuite("transport", "Transport", "TwoArmTransport", 700, 41, arms=2),
