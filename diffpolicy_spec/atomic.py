@@ -38,8 +38,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         yield fresh
-        for file in fresh.iterdir():
-            _sync(file)
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                _sync(file)
         # mkdtemp makes folders private; a checkpoint is to be read like any other.
         fresh.chmod(0o755)
         if path.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffpolicy_spec.atomic import write_atomically
+from diffpolicy_spec.data.split import split_by_seed
 from diffpolicy_spec.optional import require
 
 __all__ = ["Episode", "load_episode", "save_episode", "split_by_seed", "write_robomimic"]
@@ -75,20 +76,6 @@ def load_episode(path: Path) -> Episode:
             rewards=data["rewards"],
             dones=data["dones"],
         )
-
-
-def split_by_seed(seeds: Sequence[int], seed: int, valid_fraction: float = 0.1) -> tuple[list[int], list[int]]:
-    """Indices into `seeds` for training and validation.
-
-    Episodes are ranked by a number drawn from (seed, their own seed), so the split does not depend on their order.
-
-    Returns:
-        (train, valid), sorted; valid has round(valid_fraction * len(seeds)) entries, but one at least of two.
-    """
-    rank = [np.random.default_rng([seed, episode_seed]).random() for episode_seed in seeds]
-    size = max(round(valid_fraction * len(seeds)), 1 if len(seeds) > 1 else 0)  # dps-train reads both parts
-    valid = set(np.argsort(rank, kind="stable")[:size].tolist())
-    return [i for i in range(len(seeds)) if i not in valid], sorted(valid)
 
 
 def write_robomimic(

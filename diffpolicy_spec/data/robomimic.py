@@ -18,7 +18,7 @@ from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.rotations import ACTION_REPRS, actions_to_rot6d
 
-__all__ = ["read_robomimic"]
+__all__ = ["convert_actions", "read_robomimic"]
 
 
 def read_robomimic(
@@ -103,11 +103,16 @@ def _episode(
         if values.ndim != 2 or values.shape[1] != dim:
             raise DataError(f"{where}: 'obs/{key}' has shape {values.shape}, expected (N, {dim})")
         obs[key] = values.astype(np.float32)
-    actions = _convert(group[action_key][:], where, action_repr)
+    actions = convert_actions(group[action_key][:], where, action_repr)
     return Episode(where, obs, actions)
 
 
-def _convert(actions: NDArray[Any], where: str, action_repr: str) -> NDArray[np.float32]:
+def convert_actions(actions: NDArray[Any], where: str, action_repr: str) -> NDArray[np.float32]:
+    """(N, A) stored actions -> (N, Da) in the policy's representation; `where` is for messages.
+
+    Raises:
+        DataError: not two-dimensional, or not what the representation is made from.
+    """
     if actions.ndim != 2:
         raise DataError(f"{where}: actions have shape {actions.shape}, expected (N, A)")
     if action_repr in ("absolute", "delta", "raw"):

@@ -25,7 +25,7 @@ from diffpolicy_spec.choice.record import Choice, with_choice, write_choices
 from diffpolicy_spec.choice.report import sentence, table
 from diffpolicy_spec.choice.runtimes import runtimes
 from diffpolicy_spec.command import command
-from diffpolicy_spec.data import cut_sequences, read_robomimic
+from diffpolicy_spec.data import cut_sequences, read_dataset
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.optional import require
@@ -46,7 +46,7 @@ def draw_conditions(policy: DiffusionPolicy, dataset: Path, count: int, filter_k
         DataError: the dataset does not have what the policy observes.
     """
     config = policy.config
-    episodes = read_robomimic(dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key)
+    episodes = read_dataset(dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key)
     sequences = cut_sequences(
         episodes, config.obs_keys, horizon=config.horizon, n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,

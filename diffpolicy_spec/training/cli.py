@@ -1,6 +1,7 @@
 """dps-train: fit a policy to demonstrations.
 
     dps-train task=lift dataset=data/lift.hdf5 output=outputs/lift
+    dps-train task=pusht_keypoints dataset=pusht.zarr        # a replay buffer of diffusion_policy
     dps-train draft=outputs/lift/policy                      # a draft network, distilled from that policy, beside it
 
 Settings and their defaults: configs/train.yaml. Run again with the same settings, it goes on where it was interrupted.
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from diffpolicy_spec.command import command
-from diffpolicy_spec.data import Episode, read_robomimic
+from diffpolicy_spec.data import Episode, read_dataset
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.policies import PolicyConfig
 from diffpolicy_spec.training.config import TrainConfig
@@ -41,7 +42,7 @@ def run(cfg: dict[str, Any]) -> Path:
     torch.set_num_threads(int(cfg["num_threads"]))
 
     def read(filter_key: str | None) -> list[Episode]:
-        return read_robomimic(
+        return read_dataset(
             dataset,
             task["obs"],
             action_repr=task["action_repr"],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec.choice.timing import Moments
-from diffpolicy_spec.data import DataError, Episode, read_robomimic
+from diffpolicy_spec.data import DataError, Episode, read_dataset
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.seeds import hashed_generator
 
@@ -26,7 +26,7 @@ def draw_moments(policy: DiffusionPolicy, dataset: Path, count: int, filter_key:
         DataError: the dataset does not have what the policy observes.
     """
     config = policy.config
-    episodes = read_robomimic(dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key)
+    episodes = read_dataset(dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key)
     return moments_of(policy, episodes, count, seed)
 
 

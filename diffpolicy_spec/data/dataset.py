@@ -1,0 +1,42 @@
+"""One reader for all formats: which one a path holds is seen from the path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffpolicy_spec.data.episodes import Episode
+from diffpolicy_spec.data.replay_buffer import read_replay_buffer
+from diffpolicy_spec.data.robomimic import read_robomimic
+
+__all__ = ["read_dataset"]
+
+
+def read_dataset(
+    path: str | Path,
+    obs_dims: Mapping[str, int],
+    *,
+    action_repr: str,
+    filter_key: str | None = None,
+    action_key: str | None = None,
+) -> list[Episode]:
+    """Read demonstrations into memory: a folder, *.zarr or *.zip is a replay buffer, another file a robomimic hdf5.
+
+    Args:
+        path: the dataset.
+        obs_dims: observation keys to read -> their expected dimensions.
+        action_repr: what the policy's actions are, see the readers.
+        filter_key: a part of the dataset, e.g. "train"; None: all of it.
+        action_key: the array of the actions; None: the format's own, "actions" of robomimic, "action" of zarr.
+
+    Raises:
+        FileNotFoundError, DataError, ImportError: as `read_robomimic` and `read_replay_buffer`.
+    """
+    path = Path(path)
+    options: dict[str, Any] = {"action_repr": action_repr, "filter_key": filter_key}
+    if action_key is not None:
+        options["action_key"] = action_key
+    if path.is_dir() or path.suffix in (".zarr", ".zip"):
+        return read_replay_buffer(path, obs_dims, **options)
+    return read_robomimic(path, obs_dims, **options)

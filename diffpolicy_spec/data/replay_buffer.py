@@ -1,0 +1,178 @@
+"""diffusion_policy's replay buffers: zarr stores, a folder or a .zip, read into episodes and written.
+
+Layout (diffusion_policy, `common/replay_buffer.py`): `data/<key> (T, ...)`, all episodes one after the other, and
+`meta/episode_ends (E,)`, the row after the last one of each. The stores are of zarr's format 2.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffpolicy_spec.atomic import atomic_folder, write_atomically
+from diffpolicy_spec.data.episodes import Episode
+from diffpolicy_spec.data.errors import DataError
+from diffpolicy_spec.data.robomimic import convert_actions
+from diffpolicy_spec.data.split import split_by_seed
+from diffpolicy_spec.optional import require
+
+__all__ = ["SOURCES", "read_replay_buffer", "write_replay_buffer"]
+
+# Observations that a store may hold as columns of another array: key -> (array, columns).
+# Push-T: state is agent x, y, block x, y, angle.
+SOURCES: dict[str, tuple[str, slice]] = {"agent_pos": ("state", slice(0, 2))}
+
+# The stores name no validation episodes. One split for training, calibration and certificates.
+_SPLIT_SEED = 0
+
+
+def read_replay_buffer(
+    path: str | Path,
+    obs_dims: Mapping[str, int],
+    *,
+    action_repr: str = "raw",
+    filter_key: str | None = None,
+    action_key: str = "action",
+) -> list[Episode]:
+    """Read demonstrations into memory.
+
+    An observation `key` is `data/<key>`, its rows flattened: keypoints (T, 9, 2) are 18 numbers. A key in `SOURCES` is
+    taken from there where the store has no array of its own.
+
+    Args:
+        path: the store, a folder or a .zip of one.
+        obs_dims: observation keys to read -> their expected dimensions.
+        action_repr: "raw", "absolute" and "delta" leave the actions as they are; "absolute_rot6d" turns 7 numbers an
+            arm into 10.
+        filter_key: "train" or "valid": that part of a fixed random split, 90 % and 10 % of the episodes; None: all.
+        action_key: the array of the actions.
+
+    Returns:
+        Episodes, in the order of the store.
+
+    Raises:
+        FileNotFoundError: no such store.
+        DataError: not a replay buffer, missing keys, wrong dimensions, episode_ends that do not fit the data, values
+            that are not finite; the message says where.
+        ImportError: zarr is not installed.
+    """
+    if filter_key not in (None, "train", "valid"):
+        raise DataError(f"{path} is a zarr store, which has 'train' and 'valid' (a fixed split), not {filter_key!r}")
+    with _open(path) as root:
+        actions = _array(root, "data", action_key, path)
+        ends = _ends(root, len(actions), path)
+        obs = {key: _observation(root, key, dim, len(actions), path) for key, dim in obs_dims.items()}
+    starts = np.concatenate([[0], ends[:-1]])
+    chosen: Sequence[int] = range(len(ends))
+    if filter_key is not None:
+        chosen = split_by_seed(chosen, _SPLIT_SEED)[filter_key == "valid"]
+        if not chosen:
+            raise DataError(f"{path} has {len(ends)} episode, too few for a '{filter_key}' part: read all (null)")
+    episodes = []
+    for i in chosen:
+        rows, where = slice(int(starts[i]), int(ends[i])), f"{path}: episode {i}"
+        seen = {key: values[rows].astype(np.float32) for key, values in obs.items()}
+        episodes.append(Episode(where, seen, convert_actions(actions[rows], where, action_repr)))
+    return episodes
+
+
+def write_replay_buffer(path: str | Path, data: Mapping[str, ArrayLike], episode_ends: ArrayLike) -> None:
+    """Write a store that diffusion_policy reads, too; it appears whole or not at all.
+
+    Args:
+        path: a folder, e.g. "pusht.zarr", or a file that ends in .zip; replaced if there is one.
+        data: key -> (T, ...), all episodes one after the other; "action" among them.
+        episode_ends: (E,) row after the last one of each episode; the last is T.
+
+    Raises:
+        DataError: arrays of different lengths, or episode_ends that do not fit them.
+        ImportError: zarr is not installed.
+    """
+    zarr = require("zarr", extra="data", needed_by="writing a replay buffer")
+    arrays = {key: np.asarray(values) for key, values in data.items()}
+    lengths = {key: len(values) if values.ndim else 0 for key, values in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"{path}: arrays must have one row per step each, got {lengths}")
+    ends = _checked_ends(np.asarray(episode_ends), next(iter(lengths.values())), path)
+
+    def fill(store: Any) -> None:
+        root = zarr.create_group(store=store, zarr_format=2)  # diffusion_policy's zarr does not know format 3
+        group = root.create_group("data")
+        for key, values in arrays.items():
+            group.create_array(key, data=values)
+        root.create_group("meta").create_array("episode_ends", data=ends)
+
+    def fill_zip(temporary: Path) -> None:
+        with zarr.storage.ZipStore(temporary, mode="w") as store:
+            fill(store)
+
+    if Path(path).suffix == ".zip":
+        write_atomically(path, fill_zip)
+        return
+    with atomic_folder(path) as folder:
+        fill(str(folder))
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[Any]:
+    zarr = require("zarr", extra="data", needed_by="reading a replay buffer")
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"dataset {path} does not exist: give dataset=PATH of a zarr replay buffer")
+    try:
+        store = str(path) if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
+        root = zarr.open_group(store, mode="r")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a readable zarr store: {error}") from error
+    try:
+        yield root
+    finally:
+        root.store.close()
+
+
+def _array(root: Any, group: str, key: str, path: str | Path) -> NDArray[Any]:
+    """One array, whole."""
+    zarr = require("zarr", extra="data")
+    name = f"{group}/{key}"
+    if name not in root or not isinstance(root[name], zarr.Array):
+        there = sorted(root[group].array_keys()) if group in root else []
+        raise DataError(f"{path} has no '{name}'; there are: {', '.join(there) or 'none'}")
+    return np.asarray(root[name][...])
+
+
+def _observation(root: Any, key: str, dim: int, rows: int, path: str | Path) -> NDArray[Any]:
+    """(T, dim)."""
+    source, columns = key, slice(None)
+    if f"data/{key}" not in root and key in SOURCES:
+        source, columns = SOURCES[key]
+    stored = _array(root, "data", source, path)
+    if len(stored) != rows:
+        raise DataError(f"{path}: 'data/{source}' has {len(stored)} rows, the actions have {rows}")
+    values = stored.reshape(rows, -1)[:, columns]
+    if values.shape[1] != dim:
+        raise DataError(f"{path}: '{key}' has {values.shape[1]} numbers a step ({stored.shape}), expected {dim}")
+    return values
+
+
+def _ends(root: Any, rows: int, path: str | Path) -> NDArray[np.int64]:
+    return _checked_ends(_array(root, "meta", "episode_ends", path), rows, path)
+
+
+def _checked_ends(ends: NDArray[Any], rows: int, path: str | Path) -> NDArray[np.int64]:
+    where = f"{path}: meta/episode_ends"
+    if ends.ndim != 1 or not len(ends) or not np.issubdtype(ends.dtype, np.integer):
+        raise DataError(f"{where} must be whole numbers, one an episode, got {ends.dtype} of shape {ends.shape}")
+    ends = ends.astype(np.int64)
+    steps = np.diff(ends, prepend=0)
+    if (steps <= 0).any():
+        i = int(np.argmax(steps <= 0))
+        raise DataError(f"{where} must increase: episode {i} ends at {ends[i]} and has {steps[i]} steps")
+    if ends[-1] != rows:
+        raise DataError(f"{where} ends at {ends[-1]}, the data has {rows} rows")
+    return ends
