@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 ACTION_REPRS = ("absolute_rot6d", "absolute", "delta", "raw")
-"""What an action may be: for each arm pos + rot6d + gripper (10-D), pos + axis-angle + gripper (7-D) or a 7-D difference;
-or whatever the environment takes."""
+"""What an action may be: for each arm pos + rot6d + gripper (10-D), pos + axis-angle + gripper (7-D), or a 7-D
+difference; or whatever the environment takes."""
 
 Array = NDArray[Any]
 
