@@ -39,38 +39,55 @@ def gl_backend() -> str:
 
 
 class OffscreenRenderer:
-    """A camera on a MuJoCo model. Reads the simulation and changes nothing in it.
+    """Cameras on a MuJoCo model, through one OpenGL context. Reads the simulation and changes nothing in it.
 
     (robosuite's own offscreen context runs mj_forward when it opens, which changes the episode in its last digits.)
 
     Args:
-        camera: name of a camera of the model.
-        height, width: of the frames, pixels.
+        camera: name of a camera of the model, for frames that name none.
+        height, width: of these frames, pixels.
     """
 
     def __init__(self, camera: str, height: int, width: int) -> None:
-        if height < 1 or width < 1:
-            raise ValueError(f"frames need a size of at least 1 x 1 pixel, got {height} x {width}")
-        self.camera, self.height, self.width = camera, height, width
+        self.camera, (self.height, self.width) = camera, _checked_size((height, width))
         self._gl: Any = None
 
-    def frame(self, model: Any, data: Any) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 of an mjModel and its mjData; the same model each time.
+    def frame(
+        self, model: Any, data: Any, camera: str | None = None, size: tuple[int, int] | None = None
+    ) -> NDArray[np.uint8]:
+        """One frame, the right way up.
+
+        Args:
+            model, data: an mjModel, the same one each time, and its mjData.
+            camera: name of a camera of the model.
+            size: (height, width), pixels.
+
+        Returns:
+            (height, width, 3) uint8.
 
         Raises:
             RenderUnavailable: no working offscreen OpenGL.
             ValueError: the model has no such camera.
         """
+        camera = self.camera if camera is None else camera
+        height, width = (self.height, self.width) if size is None else _checked_size(size)
+        names = [model.camera(i).name for i in range(model.ncam)]
+        if camera not in names:
+            raise ValueError(f"the model has no camera {camera!r}; it has {', '.join(names)}")
         mujoco = require("mujoco", extra="sim")
         if self._gl is None:
             self._open(mujoco, model)
         self._gl.make_current()
+        if height > self._context.offHeight or width > self._context.offWidth:
+            buffer = max(width, self._context.offWidth), max(height, self._context.offHeight)
+            mujoco.mjr_resizeOffscreen(*buffer, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._view.fixedcamid = names.index(camera)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, self._option, None, self._view, everything, self._scene)
-        area = mujoco.MjrRect(0, 0, self.width, self.height)
+        area = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(area, self._scene, self._context)
-        pixels = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(pixels, None, area, self._context)
         return pixels[::-1].copy()  # OpenGL's first row is the lowest
 
@@ -83,12 +100,6 @@ class OffscreenRenderer:
             self._gl = None
 
     def _open(self, mujoco: Any, model: Any) -> None:
-        names = [model.camera(i).name for i in range(model.ncam)]
-        if self.camera not in names:
-            raise ValueError(f"the model has no camera {self.camera!r}; it has {', '.join(names)}")
-        # The model's own offscreen buffer limits the frame size.
-        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
         backend = gl_backend()
         try:
             # MuJoCo's own choice is made from MUJOCO_GL when it is imported, and without it needs a screen.
@@ -103,7 +114,13 @@ class OffscreenRenderer:
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._view.fixedcamid = model.camera(self.camera).id
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # robosuite's collision shapes
         self._option.geomgroup[1] = 1  # and its visual ones
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"frames need a size of at least 1 x 1 pixel, got {height} x {width}")
+    return height, width

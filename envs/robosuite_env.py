@@ -1,14 +1,10 @@
-"""robomimic's robosuite tasks as gymnasium environments: low-dimensional observations, absolute or delta actions."""
+"""robomimic's robosuite tasks as gymnasium environments: state and image observations, absolute or delta actions."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
-import os
-import sys
 from collections import OrderedDict
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,14 +12,16 @@ import numpy as np
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from numpy.typing import NDArray
 
-from diffpolicy_spec.envs.rendering import OffscreenRenderer, RenderUnavailable
+from diffpolicy_spec.envs.controllers import modern_controllers, with_action_repr
+from diffpolicy_spec.envs.object_layout import OBJECT_LAYOUTS, old_object_layout
+from diffpolicy_spec.envs.rendering import OffscreenRenderer
+from diffpolicy_spec.envs.suite import load_robosuite
 from diffpolicy_spec.envs.tasks import RobosuiteTask, UnknownTaskError, get_task
-from diffpolicy_spec.optional import require
 
 __all__ = ["ActionError", "RobosuiteEnv", "checked_action"]
 
 Array = NDArray[np.float64]
-Observation = dict[str, Array]
+Observation = dict[str, NDArray[Any]]
 
 # Far outside a table-top arm's reach: they describe the units; nothing is clipped to them.
 _ABSOLUTE_LOW = (-2.0, -2.0, 0.0, -2 * np.pi, -2 * np.pi, -2 * np.pi, -1.0)
@@ -57,34 +55,40 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
 
     Observation: dict of float64 arrays, the task's keys in the task's order. robot0_eef_quat (xyzw) is the hand body's
     orientation, as in robomimic's datasets; actions command the grip site, which is turned by a fixed rotation
-    against it (`eef_pose` gives the site's pose). "object" for Lift is cube_pos, cube_quat (xyzw) and
-    gripper_to_cube_pos = cube_pos - eef_pos. (robosuite up to 1.4 had eef_pos - cube_pos there: datasets and
-    checkpoints of that age need the sign of those three entries flipped.)
+    against it (`eef_pose` gives the site's pose). "object" is robosuite 1.5's "object-state". For Lift it is cube_pos,
+    cube_quat (xyzw) and gripper_to_cube_pos = cube_pos - eef_pos; for the others see `object_layout`, which tells
+    what robosuite up to 1.4 had there. With `cameras`, "<camera>_image" follows for each: (H, W, 3) uint8, the right
+    way up, as in robomimic's datasets.
 
     Action, 7 numbers per arm: "absolute": position (m, world frame), axis-angle (rad, world frame), gripper (its sign:
-    -1 opens, +1 closes); "delta": normalised to [-1, 1], +-5 cm and +-0.5 rad a step in the robot base's frame, and
-    the gripper.
+    -1 opens, +1 closes); "delta": normalised to [-1, 1], +-5 cm and +-0.5 rad a step in the frame of each robot's own
+    base, and the gripper. `env_kwargs` with other controller settings changes frames and ranges.
 
     Reward is 1.0 in states where the task is solved (robomimic's rule), else 0.0; the episode terminates there, or is
     truncated at the horizon. info["success"] tells whether it is solved now.
 
     The episode is a function of the seed given to reset: what ran before in this object or process makes no difference
     (the controller is rebuilt and MuJoCo's data cleared by every reset). The physical model is built once, from
-    `model_seed`; robosuite draws the size of Lift's cube with it.
+    `model_seed`; robosuite draws the size of Lift's cube and of Transport's hammer with it.
 
     Args:
         task: name in the task table.
         action_repr: "absolute" or "delta".
         render_mode: None or "rgb_array".
+        cameras: whose images are observed; robomimic's are `get_task(task).image_cameras`.
+        image_size: of these images, pixels: one number or (height, width).
         terminate_on_success: False lets the episode run on to the horizon (recorders hold the last pose for a while).
         horizon: steps until truncation; default: the task's.
         model_seed: what the model's own randomness is drawn from.
         camera: what render() shows; default: the task's.
         render_size: (height, width) of frames, pixels.
+        env_kwargs: arguments of robosuite.make that replace the task's; see `make_env_from_args`.
+        object_layout: "1.5", or "1.4" for policies and data of robosuite up to 1.4; see `old_object_layout`.
 
     Raises:
         UnknownTaskError: no such task, or not one of robosuite's.
-        ValueError: another action_repr or render_mode.
+        ControllerError: `env_kwargs` names a controller that is not known.
+        ValueError: another action_repr, render_mode or object_layout; the model has no such camera.
         ImportError: robosuite is not installed.
     """
 
@@ -96,11 +100,15 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         *,
         action_repr: str = "absolute",
         render_mode: str | None = None,
+        cameras: Sequence[str] = (),
+        image_size: int | tuple[int, int] = 84,
         terminate_on_success: bool = True,
         horizon: int | None = None,
         model_seed: int = 0,
         camera: str | None = None,
         render_size: tuple[int, int] = (256, 256),
+        env_kwargs: Mapping[str, Any] | None = None,
+        object_layout: str = "1.5",
     ) -> None:
         row = get_task(task)
         if not isinstance(row, RobosuiteTask):
@@ -112,21 +120,34 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         if horizon is not None and horizon < 1:
             raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+        if object_layout not in OBJECT_LAYOUTS:
+            raise ValueError(f"object_layout must be one of {', '.join(OBJECT_LAYOUTS)}, got {object_layout!r}")
+        if isinstance(cameras, str):
+            raise ValueError(f"cameras must be a list of names, got {cameras!r}")
         self.action_repr = action_repr
         self.render_mode = render_mode
+        self.cameras = tuple(cameras)
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.horizon = self.task.horizon if horizon is None else horizon
         self.terminate_on_success = terminate_on_success
+        self.object_layout = object_layout
 
         arms = len(self.task.robots)
         low, high = (_ABSOLUTE_LOW, _ABSOLUTE_HIGH) if action_repr == "absolute" else ((-1.0,) * 7, (1.0,) * 7)
         self.action_space = gym.spaces.Box(np.tile(low, arms), np.tile(high, arms), dtype=np.float64)
         # An OrderedDict keeps the task's order; gymnasium sorts the keys of a plain dict.
         boxes = OrderedDict((key, gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)) for key, size in self.task.obs)
+        for name in self.cameras:
+            boxes[f"{name}_image"] = gym.spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(boxes)  # type: ignore[assignment]
-        self._env_kwargs = _make_kwargs(self.task.robots, action_repr, self.task.control_freq)
-        self._env = _robosuite().make(
+        self._env_kwargs = _make_kwargs(self.task, action_repr, env_kwargs or {})
+        self.metadata = {**self.metadata, "render_fps": self._env_kwargs["control_freq"]}
+        self._env = load_robosuite().make(
             self.task.robosuite_name,
             **self._env_kwargs,
+            use_object_obs=True,
+            use_camera_obs=False,
+            reward_shaping=False,
             seed=model_seed,
             ignore_done=True,
             hard_reset=False,
@@ -134,16 +155,32 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
             has_offscreen_renderer=False,
             renderer="mujoco",  # with has_renderer=False: load no viewer at all
         )
-        self._renderer = OffscreenRenderer(camera or self.task.camera, *render_size) if render_mode else None
+        self._renderer: OffscreenRenderer | None = None
+        if render_mode is not None or self.cameras:
+            self._renderer = OffscreenRenderer(camera or self.task.camera, *render_size)
+            there = self._env.sim.model.camera_names
+            missing = [name for name in self.cameras if name not in there]
+            if missing:
+                raise ValueError(f"the model has no camera {', '.join(missing)}; it has {', '.join(there)}")
         self._elapsed: int | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; see gymnasium. `options` is not used.
+        """Start an episode; see gymnasium.
+
+        Args:
+            seed: of the episode.
+            options: {"state": (1 + nq + nv,)} starts it in a stored state (`sim_state`, or `states` of a dataset made
+                with the same model), as robomimic's `reset_to` does: the controller still remembers the pose that was
+                drawn, so the same seed is needed for the same episode.
 
         Returns:
             (observation, info) with info = {"success": bool}.
+
+        Raises:
+            ValueError: the state does not fit the model.
+            RenderUnavailable: images are observed and there is no offscreen OpenGL.
         """
         if self._env is None:
             raise ClosedEnvironmentError("reset() after close(): make a new environment")
@@ -152,6 +189,9 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         episode = np.random.default_rng(self.np_random.integers(2**63))
         self._env.rng.bit_generator.state = episode.bit_generator.state
         raw = self._env.reset()
+        state = (options or {}).get("state")
+        if state is not None:
+            raw = self._restore(state)
         self._elapsed = 0
         return self._observation(raw), {"success": self.is_success()}
 
@@ -184,7 +224,7 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         Raises:
             RenderUnavailable: no offscreen OpenGL on this machine.
         """
-        if self._renderer is None:
+        if self._renderer is None or self.render_mode is None:
             return None
         return self._renderer.frame(self._env.sim.model._model, self._env.sim.data._data)
 
@@ -216,13 +256,34 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         return str(self._env.sim.model.get_xml())
 
     def env_args(self) -> dict[str, Any]:
-        """What robomimic's tools rebuild the environment from (the dataset attribute `env_args`, as JSON)."""
-        return {
+        """What robomimic's tools and `make_env_from_args` rebuild the environment from.
+
+        Plain data, the dataset attribute `env_args`. "object_layout" is only there where it is not the version's.
+        """
+        kwargs = {**self._env_kwargs, "use_object_obs": True, "use_camera_obs": False, "reward_shaping": False}
+        if self.cameras:
+            height, width = self.image_size
+            kwargs |= {"use_camera_obs": True, "camera_names": self.cameras, "camera_depths": False}
+            kwargs |= {"camera_heights": height, "camera_widths": width}
+        layout = {} if self.object_layout == "1.5" else {"object_layout": self.object_layout}
+        args = {
             "env_name": self.task.robosuite_name,
-            "env_version": _robosuite().__version__,
+            "env_version": load_robosuite().__version__,
             "type": 1,  # robomimic's EnvType.ROBOSUITE_TYPE
-            "env_kwargs": json.loads(json.dumps(self._env_kwargs)),
+            "env_kwargs": kwargs,
+            **layout,
         }
+        plain: dict[str, Any] = json.loads(json.dumps(args))
+        return plain
+
+    def _restore(self, state: Any) -> dict[str, Any]:
+        array, size = np.asarray(state, dtype=np.float64), self.sim_state().shape
+        if array.shape != size or not np.isfinite(array).all():
+            raise ValueError(f"the state must be finite numbers of shape {size}: time, qpos, qvel; got {array.shape}")
+        self._env.sim.set_state_from_flattened(array)
+        self._env.sim.forward()
+        raw: dict[str, Any] = self._env._get_observations(force_update=True)
+        return raw
 
     def _observation(self, raw: dict[str, Any]) -> Observation:
         out = {}
@@ -231,62 +292,19 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
             if value.shape != (size,):
                 raise RuntimeError(f"robosuite gave {key} of shape {value.shape}; the task table says ({size},)")
             out[key] = value
+        if self.object_layout == "1.4":
+            out["object"] = old_object_layout(self.task.name, out)
+        if self._renderer is not None:
+            sim = self._env.sim
+            for name in self.cameras:
+                out[f"{name}_image"] = self._renderer.frame(sim.model._model, sim.data._data, name, self.image_size)
         return out
 
 
-def _make_kwargs(robots: tuple[str, ...], action_repr: str, control_freq: int) -> dict[str, Any]:
-    suite = _robosuite()
-    controllers = [suite.load_composite_controller_config(robot=robot) for robot in robots]
-    for config in controllers:
-        for part in config["body_parts"].values():
-            if action_repr == "absolute":
-                part.update(input_type="absolute", input_ref_frame="world")
-    return {
-        "robots": list(robots),
-        "controller_configs": controllers[0] if len(controllers) == 1 else controllers,
-        "control_freq": control_freq,
-        "use_object_obs": True,
-        "use_camera_obs": False,
-        "reward_shaping": False,
-        "lite_physics": True,
-    }
-
-
-def _robosuite() -> ModuleType | Any:
-    """robosuite, imported so that it changes nothing around it.
-
-    It advises on optional parts when imported and notes every controller file it reads: both are logged below errors,
-    and only warnings are kept. It also sets MUJOCO_GL=egl, with which importing MuJoCo fails in a child process where
-    there is no libEGL: that is undone.
-
-    Raises:
-        ImportError: not installed.
-        RenderUnavailable: MUJOCO_GL names a library that MuJoCo cannot load.
-    """
-    if sys.modules.get("robosuite") is not None:
-        return sys.modules["robosuite"]
-    chosen = os.environ.get("MUJOCO_GL")
-    try:
-        require("mujoco", extra="sim")
-    except Exception as error:
-        if chosen is None or importlib.util.find_spec("mujoco") is None:
-            raise
-        raise RenderUnavailable(
-            f"MuJoCo cannot be imported with MUJOCO_GL={chosen} ({error}): unset it, or install the library it names"
-        ) from error
-    logger = logging.getLogger("robosuite_logs")
-
-    def errors_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(errors_only)  # a level would not last: the import sets its own
-    try:
-        module = require("robosuite", extra="sim")
-    finally:
-        logger.removeFilter(errors_only)
-        if chosen is None:
-            os.environ.pop("MUJOCO_GL", None)
-        else:
-            os.environ["MUJOCO_GL"] = chosen
-    logger.setLevel(logging.WARNING)
-    return module
+def _make_kwargs(task: RobosuiteTask, action_repr: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of robosuite.make that say what is simulated, plain data."""
+    kwargs = {"robots": list(task.robots), "control_freq": task.control_freq, "lite_physics": True, **given}
+    controllers = modern_controllers(kwargs.get("controller_configs"), kwargs["robots"])
+    controllers = with_action_repr(controllers, action_repr)
+    kwargs["controller_configs"] = controllers[0] if len(controllers) == 1 else controllers
+    return kwargs
