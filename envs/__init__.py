@@ -5,6 +5,8 @@ from diffpolicy_spec.optional import require
 require("gymnasium", extra="sim")
 
 from diffpolicy_spec.envs.actions import Rot6dActions  # noqa: E402
+from diffpolicy_spec.envs.controllers import ControllerError  # noqa: E402
+from diffpolicy_spec.envs.env_args import EnvArgsError, make_env_from_args, make_env_from_dataset  # noqa: E402
 from diffpolicy_spec.envs.factory import make_env, register_all  # noqa: E402
 from diffpolicy_spec.envs.rendering import RenderUnavailable  # noqa: E402
 from diffpolicy_spec.envs.robosuite_env import ActionError, RobosuiteEnv  # noqa: E402
@@ -13,6 +15,8 @@ from diffpolicy_spec.envs.tasks import TASKS, Task, UnknownTaskError, get_task  
 __all__ = [
     "TASKS",
     "ActionError",
+    "ControllerError",
+    "EnvArgsError",
     "RenderUnavailable",
     "RobosuiteEnv",
     "Rot6dActions",
@@ -20,6 +24,8 @@ __all__ = [
     "UnknownTaskError",
     "get_task",
     "make_env",
+    "make_env_from_args",
+    "make_env_from_dataset",
 ]
 
 register_all()

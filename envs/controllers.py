@@ -66,7 +66,7 @@ def _modern(config: Any, robot: str) -> Config:
     if not isinstance(config, Mapping):
         raise ControllerError(f"a controller config must be a mapping, got {config!r}; {_KNOWN}")
     if "body_parts" not in config:
-        part = _modern_part({"control_delta": True, **config})
+        part = _modern_part({"control_delta": True, "input_ref_frame": "world", **config})
         factory = load_robosuite().controllers.composite.composite_controller_factory
         wrapped: Config = factory.refactor_composite_controller_config(part, robot, ["right"])
         return wrapped
@@ -102,9 +102,10 @@ def _modern_part(part: Mapping[str, Any]) -> Config:
         if wanted == "delta" and part.get("input_type") == "absolute":
             raise ControllerError("control_delta is true and input_type is 'absolute': remove one of them")
         out["input_type"] = wanted
-        out.setdefault("input_ref_frame", "world")
-    out.setdefault("gripper", {"type": "GRIP"})
-    return out
+        if wanted == "absolute":
+            out.setdefault("input_ref_frame", "world")
+    # Without these robosuite fails with a KeyError.
+    return {"interpolation": None, "gripper": {"type": "GRIP"}} | out
 
 
 def _with_input_type(part: Mapping[str, Any], action_repr: str) -> Config:
