@@ -46,10 +46,12 @@ class OffscreenRenderer:
     Args:
         camera: name of a camera of the model, for frames that name none.
         height, width: of these frames, pixels.
+        hidden: geom groups of 0 to 2 that are not drawn; the default hides robosuite's collision shapes.
     """
 
-    def __init__(self, camera: str, height: int, width: int) -> None:
+    def __init__(self, camera: str, height: int, width: int, *, hidden: tuple[int, ...] = (0,)) -> None:
         self.camera, (self.height, self.width) = camera, _checked_size((height, width))
+        self.hidden = hidden
         self._gl: Any = None
 
     def frame(
@@ -115,8 +117,8 @@ class OffscreenRenderer:
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._option = mujoco.MjvOption()
-        self._option.geomgroup[0] = 0  # robosuite's collision shapes
-        self._option.geomgroup[1] = 1  # and its visual ones
+        for group in range(3):
+            self._option.geomgroup[group] = group not in self.hidden
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:

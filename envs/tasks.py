@@ -33,7 +33,7 @@ class Task:
     horizon: int
     obs: tuple[tuple[str, int], ...]
     action_reprs: tuple[str, ...]
-    control_freq: int
+    control_freq: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,23 @@ def _robosuite(name: str, short: str, robosuite_name: str, horizon: int, objects
     )
 
 
+def _pusht(name: str, short: str, module: str, obs: tuple[tuple[str, int], ...]) -> Task:
+    return Task(
+        name=name,
+        env_id=f"diffpolicy_spec/{short}-v0",
+        build=f"diffpolicy_spec.envs.{module}:build_{module}",
+        extra="pusht",
+        horizon=300,
+        obs=obs,
+        action_reprs=("raw",),
+        control_freq=10,
+    )
+
+
+_PUSHT_STATE = (("state", 5),)  # agent x, y, block x, y, angle
+_PUSHT_KEYPOINTS = (("keypoint", 18), ("agent_pos", 2))  # x, y of nine points of the block; agent x, y
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -87,6 +104,21 @@ TASKS: dict[str, Task] = {
         _robosuite("square", "Square", "NutAssemblySquare", 400, 14),
         _robosuite("transport", "Transport", "TwoArmTransport", 700, 41, arms=2),
         _robosuite("tool_hang", "ToolHang", "ToolHang", 700, 44),
+        _pusht("pusht", "PushT", "pusht", _PUSHT_STATE),
+        _pusht("pusht_keypoints", "PushTKeypoints", "pusht", _PUSHT_KEYPOINTS),
+        _pusht("pusht_mujoco", "PushTMujoco", "pusht_mujoco", _PUSHT_STATE),
+        _pusht("pusht_mujoco_keypoints", "PushTMujocoKeypoints", "pusht_mujoco", _PUSHT_KEYPOINTS),
+        Task(
+            name="kitchen",
+            env_id="diffpolicy_spec/Kitchen-v0",
+            build="diffpolicy_spec.envs.kitchen:build_kitchen",
+            extra="kitchen",
+            horizon=280,
+            # joint positions (9), velocities (9), the kitchen's positions (21), velocities (20)
+            obs=(("observation", 59),),
+            action_reprs=("raw",),
+            control_freq=12.5,
+        ),
     )
 }
 
