@@ -194,5 +194,6 @@ def _one(value: Any, default: int) -> int:
         return default
     sizes = set(value) if isinstance(value, list | tuple) else {value}
     if len(sizes) != 1:
-        raise EnvArgsError(f"images of different sizes ({', '.join(map(str, sorted(sizes)))}) in one dataset: give image_size")
+        several = ", ".join(str(size) for size in sorted(sizes))
+        raise EnvArgsError(f"the dataset's images have several sizes ({several}): give image_size")
     return int(sizes.pop())

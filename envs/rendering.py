@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffpolicy_spec.optional import require
 
-__all__ = ["OffscreenRenderer", "RenderUnavailable", "gl_backend"]
+__all__ = ["OffscreenRenderer", "RenderUnavailable", "checked_size", "gl_backend"]
 
 _REMEDY = (
     "Install libEGL (Debian: libegl1 libgl1-mesa-dri) or OSMesa (libosmesa6; then set MUJOCO_GL=osmesa before python "
@@ -50,7 +50,7 @@ class OffscreenRenderer:
     """
 
     def __init__(self, camera: str, height: int, width: int, *, hidden: tuple[int, ...] = (0,)) -> None:
-        self.camera, (self.height, self.width) = camera, _checked_size((height, width))
+        self.camera, (self.height, self.width) = camera, checked_size((height, width))
         self.hidden = hidden
         self._gl: Any = None
 
@@ -72,7 +72,7 @@ class OffscreenRenderer:
             ValueError: the model has no such camera.
         """
         camera = self.camera if camera is None else camera
-        height, width = (self.height, self.width) if size is None else _checked_size(size)
+        height, width = (self.height, self.width) if size is None else checked_size(size)
         names = [model.camera(i).name for i in range(model.ncam)]
         if camera not in names:
             raise ValueError(f"the model has no camera {camera!r}; it has {', '.join(names)}")
@@ -121,7 +121,12 @@ class OffscreenRenderer:
             self._option.geomgroup[group] = group not in self.hidden
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+def checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) as given.
+
+    Raises:
+        ValueError: no pixels.
+    """
     height, width = size
     if height < 1 or width < 1:
         raise ValueError(f"frames need a size of at least 1 x 1 pixel, got {height} x {width}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diffpolicy_spec.envs.controllers import modern_controllers, with_action_repr
 from diffpolicy_spec.envs.object_layout import OBJECT_LAYOUTS, old_object_layout
-from diffpolicy_spec.envs.rendering import OffscreenRenderer
+from diffpolicy_spec.envs.rendering import OffscreenRenderer, checked_size
 from diffpolicy_spec.envs.suite import load_robosuite
 from diffpolicy_spec.envs.tasks import RobosuiteTask, UnknownTaskError, get_task
 
@@ -127,7 +127,7 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         self.action_repr = action_repr
         self.render_mode = render_mode
         self.cameras = tuple(cameras)
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.image_size = checked_size((image_size, image_size) if isinstance(image_size, int) else image_size)
         self.horizon = self.task.horizon if horizon is None else horizon
         self.terminate_on_success = terminate_on_success
         self.object_layout = object_layout
