@@ -24,6 +24,7 @@ from diffpolicy_spec.envs import make_env
 from diffpolicy_spec.eval.results import environment
 from diffpolicy_spec.eval.rollout import run_episodes, warm_up
 from diffpolicy_spec.eval.subscribers import Recorder
+from diffpolicy_spec.eval.worlds import LocalWorld
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,9 +61,9 @@ def samplers(policy: Any, windows: list[int]) -> Iterator[tuple[str, int | None,
 
 def measure(policy: Any, env: Any, sampler: Any, seeds: list[int]) -> dict[str, Any]:
     """Closed-loop rollouts with one sampler."""
-    warm_up(policy, sampler, env, seeds[0], calls=2)
-    recorder = Recorder()
-    run_episodes(policy, sampler, [env], seeds, subscribers=[recorder])
+    world, recorder = LocalWorld([env]), Recorder()
+    warm_up(policy, sampler, world, seeds[0], calls=2)
+    run_episodes(policy, sampler, world, seeds, subscribers=[recorder])
     chunks = recorder.chunks
 
     def column(name: str) -> list[float]:

@@ -1,28 +1,53 @@
-"""`dps-eval`: run one or several samplers of a policy on the same episodes of a task.
+"""`dps-eval`: run one or several samplers of a policy on the same episodes of one or several tasks.
 
-    dps-eval task=lift policy=lift sampler=speculative num_episodes=20 output=outputs/eval
-    dps-eval samplers=[ddpm100,ddim10,paradigms,asd,speculative] output=outputs/compare
+    dps-eval task=lift sampler=speculative num_episodes=20 output=outputs/eval
+    dps-eval samplers=[ddpm100,ddim10,asd,speculative] num_episodes=200 num_workers=auto output=outputs/compare
+    dps-eval tasks=[lift,can] samplers=[ddpm100,speculative] backend=ray address=auto output=outputs/cluster
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from diffpolicy_spec.command import command
 
 __all__ = ["main"]
 
+INTERRUPTED = 130  # what shells give for SIGINT
+
 
 def _prepare(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from diffpolicy_spec.eval.settings import prepare
 
-    return prepare(config), config
+    if config["overwrite"] and _one_of_several():
+        raise ValueError("overwrite=true in a sweep (-m) would remove what its other jobs wrote: give overwrite=false")
+    try:
+        return prepare(config), config
+    except KeyboardInterrupt:
+        print("\ndps-eval: stopped before the first episode", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _one_of_several() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _run(prepared: tuple[Any, dict[str, Any]]) -> None:
-    from diffpolicy_spec.eval.evaluate import run
+    from diffpolicy_spec.eval.errors import RunError
+    from diffpolicy_spec.eval.evaluate import Interrupted, run
+    from diffpolicy_spec.eval.store import StoreError
 
-    run(*prepared)
+    try:
+        run(*prepared)
+    except Interrupted as error:
+        print(f"\ndps-eval: {error}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (RunError, StoreError) as error:
+        sys.exit(f"dps-eval: {error}")
 
 
 def main() -> None:

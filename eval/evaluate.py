@@ -1,112 +1,203 @@
-"""Run a prepared evaluation: every sampler on the same episodes, results on disk after each."""
+"""Run a prepared evaluation: every cell on the same episodes, each kept as soon as it is finished."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
+from diffpolicy_spec.atomic import write_atomically
+from diffpolicy_spec.eval.episode_table import Results, read_stores
+from diffpolicy_spec.eval.latency import latencies
 from diffpolicy_spec.eval.plots import PLOTS, draw_plots
-from diffpolicy_spec.eval.records import save_chunks
-from diffpolicy_spec.eval.results import SamplerRun, environment, eval_log, summarize_runs, write_json
-from diffpolicy_spec.eval.rollout import run_episodes, warm_up
-from diffpolicy_spec.eval.settings import NamedSampler, Settings, prepare
-from diffpolicy_spec.eval.statistics import latencies
-from diffpolicy_spec.eval.subscribers import EpisodeWriter, ProgressBar, Recorder, Subscriber
+from diffpolicy_spec.eval.progress import ProgressBar
+from diffpolicy_spec.eval.results import eval_log, labels, video_path, write_json
+from diffpolicy_spec.eval.settings import Settings, prepare
+from diffpolicy_spec.eval.spread import run_jobs
+from diffpolicy_spec.eval.store import Store, load_parts
+from diffpolicy_spec.eval.summary import summarize_all
 from diffpolicy_spec.eval.table import report
-from diffpolicy_spec.eval.video import VideoRecorder
+from diffpolicy_spec.eval.workers import Done, Job
 
-__all__ = ["evaluate", "run", "run_sampler"]
+__all__ = ["Interrupted", "evaluate", "run"]
 
-
-def run_sampler(settings: Settings, sampler: NamedSampler) -> SamplerRun:
-    """All episodes with one sampler; writes its folder (episodes.jsonl, chunks.npz, video.mp4)."""
-    folder = settings.output / sampler.name
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    batch = len(settings.envs)
-    warm_up(settings.policy, sampler.bound, settings.envs[0], settings.seeds[0], settings.warmup_calls, batch)
-
-    recorder = Recorder()
-    subscribers: list[Subscriber] = [recorder, EpisodeWriter(folder / "episodes.jsonl")]
-    if settings.video:
-        fps = settings.envs[0].metadata["render_fps"]
-        subscribers.append(VideoRecorder(folder / "video.mp4", fps))
-    subscribers.append(ProgressBar(sampler.name, len(settings.seeds)))
-    try:
-        run_episodes(
-            settings.policy, sampler.bound, settings.envs, settings.seeds,
-            subscribers=subscribers, max_steps=settings.max_steps,
-        )  # fmt: skip
-    finally:
-        for subscriber in subscribers:
-            subscriber.close()
-
-    schedule = sampler.bound.schedule
-    timesteps = tuple(schedule.timesteps.tolist())
-    save_chunks(folder / "chunks.npz", recorder.chunks, timesteps)
-    full_chain = schedule.kind == "ddpm" and schedule.num_steps == schedule.num_train_timesteps
-    return SamplerRun(
-        name=sampler.name,
-        config=asdict(sampler.config),
-        exact=full_chain and sampler.config.method in ("ddpm", "speculative"),
-        verifies=sampler.config.method == "speculative",
-        reference=full_chain and sampler.config.method == "ddpm",
-        reference_steps=schedule.num_train_timesteps,
-        timesteps=timesteps,
-        # Lockstep finishes episodes out of order; the log lists them by seed.
-        episodes=tuple(sorted(recorder.episodes, key=lambda e: e.seed)),
-        chunks=tuple(recorder.chunks),
-        video=f"{sampler.name}/video.mp4" if settings.video else None,
-    )
+REPORTS = ("eval_log.json", "report.md", *PLOTS)
+"""What is made from the store, in the output folder."""
 
 
-def run(settings: Settings, config: Mapping[str, Any]) -> list[SamplerRun]:
-    """Run all samplers, write the output folder, print the report, close the environments.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; the message says how far it came."""
 
-    eval_log.json and report.md are complete for the samplers finished so far at any moment.
+
+class _Run:
+    """Keeps what comes in: the store, films, bars, and the files that say what is in the store."""
+
+    def __init__(self, settings: Settings, config: Mapping[str, Any]) -> None:
+        self.settings, self.config = settings, dict(config)
+        self.store = Store.open(settings.output / "store")
+        for work in settings.works.values():
+            self.store.declare(work.cell)
+        self.done = _finished(self.store, settings)
+        self._bars: dict[str, ProgressBar] = {}
+        self._environments: dict[str, dict[str, Any]] = {}
+        self._described = settings.worker.environment(next(iter(settings.works.values())))
+
+    @property
+    def total(self) -> int:
+        return len(self.settings.works) * len(self.settings.seeds)
+
+    @property
+    def stored(self) -> int:
+        return sum(len(seeds) for seeds in self.done.values())
+
+    def jobs(self) -> list[Job]:
+        """What is left to do; an episode that is stored runs again only where its film is missing."""
+        found = []
+        for key, work in self.settings.works.items():
+            for seed in self.settings.seeds:
+                film = seed == self.settings.film
+                there = seed in self.done[key]
+                filmed = (self.settings.output / video_path(work.cell, seed)).exists()
+                if not there or (film and not filmed):
+                    found.append(Job(key, seed, film))
+        return found
+
+    def dealt(self, job: Job) -> None:
+        if job.cell not in self._bars:
+            label, done = self.settings.works[job.cell].label, self.done[job.cell]
+            self._bars[job.cell] = ProgressBar(label, len(self.settings.seeds), len(done), sum(done.values()))
+
+    def finished(self, done: Done) -> None:
+        key, seed = done.job.cell, done.job.seed
+        video = done.video
+        if video is not None:  # before the episode, which is not run again once it is stored
+            path = self.settings.output / video_path(self.settings.works[key].cell, seed)
+            write_atomically(path, lambda temporary: temporary.write_bytes(video))
+        if seed in self.done[key]:
+            return
+        self.store.append(key, done.record, done.chunks, self._environment(done.environment))
+        self.done[key][seed] = done.record.success
+        self._bars[key].episode(done.record, done.chunks)
+        if len(self.done[key]) == len(self.settings.seeds):
+            self._bars[key].close()
+            self.write()
+
+    def results(self) -> Results:
+        """What is in the store: this run's cells in their order, then others."""
+        found = read_stores([self.store.path])
+        order = [*self.settings.works, *(key for key in found.cells if key not in self.settings.works)]
+        return Results({key: found.cells[key] for key in order}, found.tables)
+
+    def write(self) -> Results:
+        """Write what is in the store now as eval_log.json and report.md."""
+        output, results = self.settings.output, self.results()
+        log = eval_log(results, output, self.config, self._described, finished=self.stored == self.total)
+        write_json(output / "eval_log.json", log)
+        text = _table(results)
+        write_atomically(output / "report.md", lambda temporary: temporary.write_text(text + "\n"))
+        return results
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+        self.settings.worker.close()
+
+    def _environment(self, described: Mapping[str, Any]) -> dict[str, Any]:
+        """What an episode ran on, with this run's configuration; the same object for the same content."""
+        key = json.dumps(described, sort_keys=True)
+        if key not in self._environments:
+            self._environments[key] = {**described, "config": self.config}
+        return self._environments[key]
+
+
+def _finished(store: Store, settings: Settings) -> dict[str, dict[int, bool]]:
+    """Cell id -> seed -> success, of this run's episodes that the store has."""
+    table = load_parts(store.path, columns=["cell", "seed", "success"]).to_pydict()
+    found: dict[str, dict[int, bool]] = {key: {} for key in settings.works}
+    for key, seed, success in zip(table["cell"], table["seed"], table["success"], strict=True):
+        if key in found and settings.seeds[0] <= seed <= settings.seeds[-1]:
+            found[key][seed] = success
+    return found
+
+
+def _with_episodes(results: Results) -> list[str]:
+    return [key for key in results.cells if len(results.tables[key])]
+
+
+def _table(results: Results) -> str:
+    names, summaries, there = labels(results.cells), summarize_all(results), _with_episodes(results)
+    return report({names[k]: summaries[k] for k in there}, {names[k]: results.cells[k].exact for k in there})
+
+
+def _plots(results: Results, output: Path) -> list[Path]:
+    names, summaries, there = labels(results.cells), summarize_all(results), _with_episodes(results)
+    by_name: dict[str, np.ndarray] = {names[k]: latencies(results.tables[k].chunks) for k in there}
+    return draw_plots({names[k]: summaries[k] for k in there}, by_name, output)
+
+
+def _remove(output: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def run(settings: Settings, config: Mapping[str, Any]) -> Results:
+    """Run what is not in the store yet, write the output folder, print the report.
+
+    An episode is in the store (`output`/store) as soon as it is finished; eval_log.json and report.md are written after
+    each cell and at the end. Killed at any moment, a run goes on when it is started again.
+
+    Raises:
+        RunError, StoreError: it cannot go on; the message says what to do. What was finished is in the store.
+        Interrupted: Ctrl-C.
     """
-    torch.set_num_threads(settings.num_threads)
     for notice in settings.notices:
         print(f"note: {notice}")
-    settings.output.mkdir(parents=True, exist_ok=True)
-    for name in ("eval_log.json", "report.md", *PLOTS):  # of an earlier run: nothing here may describe other episodes
-        (settings.output / name).unlink(missing_ok=True)
-    described = environment(settings.policy.device, settings.num_threads)
-    runs: list[SamplerRun] = []
-    text = ""
+    output = settings.output
+    if settings.overwrite:
+        _remove(output, ("store", "videos", *REPORTS))
+    running = _Run(settings, config)
     try:
-        for sampler in settings.samplers:
-            runs.append(run_sampler(settings, sampler))
-            log = eval_log(runs, config, described, finished=len(runs) == len(settings.samplers))
-            write_json(settings.output / "eval_log.json", log)
-            text = report(summarize_runs(runs), {r.name: r.exact for r in runs})
-            (settings.output / "report.md").write_text(text + "\n")
+        jobs = running.jobs()
+        if running.stored:
+            print(f"{running.stored} of {running.total} episodes are in {output} already")
+        if jobs:
+            _remove(output, REPORTS)  # none may say that the run is finished
+            run_jobs(settings.worker, settings.works, jobs, running, settings.spread)
+    except KeyboardInterrupt as error:
+        running.close()
+        raise Interrupted(
+            f"stopped: {running.stored} of {running.total} episodes are stored in {output}; "
+            "run the same command to go on"
+        ) from error
     finally:
-        for env in settings.envs:
-            env.close()
-    pictures: list[Path] = []
-    if settings.plots:
-        by_sampler = {r.name: latencies(r.chunks) for r in runs}
-        pictures = draw_plots(summarize_runs(runs), by_sampler, settings.output)
-    print(f"\n{text}\n")
-    print(f"Written to {settings.output}: eval_log.json, report.md", *(p.name for p in pictures), sep=", ", end="")
-    print(", and per sampler episodes.jsonl, chunks.npz" + (", video.mp4." if settings.video else "."))
-    return runs
+        running.close()
+    results = running.write()
+    pictures = _plots(results, output) if settings.plots else []
+    print(f"\n{_table(results)}\n")
+    print(f"Written to {output}: store, eval_log.json, report.md", *(p.name for p in pictures), sep=", ", end="")
+    print(", videos." if (output / "videos").exists() else ".")
+    return results
 
 
-def evaluate(config: Mapping[str, Any]) -> list[SamplerRun]:
+def evaluate(config: Mapping[str, Any]) -> Results:
     """Evaluate as a configuration says.
 
     Args:
         config: plain data with the keys of configs/eval.yaml.
 
+    Returns:
+        everything in the output's results store.
+
     Raises:
         ValueError, OSError, ImportError: see `prepare`; nothing has been run or written then.
+        RunError, StoreError, Interrupted: see `run`.
     """
     return run(prepare(config), config)

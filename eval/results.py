@@ -1,4 +1,4 @@
-"""What a run has found so far, and eval_log.json, the file that holds it."""
+"""eval_log.json, what a results store holds in one file, and the description of what episodes ran on."""
 
 from __future__ import annotations
 
@@ -6,98 +6,89 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffpolicy_spec.atomic import write_atomically
-from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
-from diffpolicy_spec.eval.statistics import Summary, latencies, summarize
+from diffpolicy_spec.eval.cells import Cell
+from diffpolicy_spec.eval.episode_table import EpisodeTable, Results
+from diffpolicy_spec.eval.summary import summarize_all
 
-__all__ = ["SamplerRun", "environment", "eval_log", "summarize_runs", "write_json"]
-
-
-@dataclass(frozen=True)
-class SamplerRun:
-    """One sampler's finished episodes.
-
-    Attributes:
-        name: of the sampler.
-        config: its `SamplerConfig` as plain data.
-        exact: whether it draws from the law of the full DDPM chain.
-        verifies: whether it tests its drafts.
-        reference: whether it is that chain, sampled step by step.
-        reference_steps: steps of that chain.
-        timesteps: (K,) training timestep of each denoising step.
-        episodes, chunks: the records.
-        video: path of the mp4 inside the output folder; None where none was made.
-    """
-
-    name: str
-    config: dict[str, Any]
-    exact: bool
-    verifies: bool
-    reference: bool
-    reference_steps: int
-    timesteps: tuple[int, ...]
-    episodes: tuple[EpisodeRecord, ...]
-    chunks: tuple[ChunkRecord, ...]
-    video: str | None
+__all__ = ["environment", "eval_log", "labels", "video_path", "write_json"]
 
 
-def summarize_runs(runs: Sequence[SamplerRun]) -> dict[str, Summary]:
-    """Summaries by sampler; wall-clock speed-ups are against the full DDPM chain where it is among the runs."""
-    reference = next((r for r in runs if r.reference and r.chunks), None)
-    median = float(np.median(latencies(reference.chunks))) if reference else None
-    summaries = {}
-    for r in runs:
-        summaries[r.name] = summarize(
-            r.episodes, r.chunks, r.timesteps,
-            reference_steps=r.reference_steps, verifies=r.verifies, reference_latency_ms=median,
-        )  # fmt: skip
-    return summaries
+def video_path(cell: Cell, seed: int) -> str:
+    """Where the film of an episode lies in the output folder."""
+    return f"videos/{cell.task}/{cell.sampler}/{seed}.mp4"
 
 
-def _upstream_keys(run: SamplerRun) -> dict[str, Any]:
+def labels(cells: Mapping[str, Cell]) -> dict[str, str]:
+    """A name for each cell by its id: the sampler's, with the task and the id where that does not tell them apart."""
+    tasks = {cell.task for cell in cells.values()}
+    short = {key: c.sampler if len(tasks) == 1 else f"{c.task}/{c.sampler}" for key, c in cells.items()}
+    names = list(short.values())
+    return {key: name if names.count(name) == 1 else f"{name} ({key[:6]})" for key, name in short.items()}
+
+
+def _upstream_keys(cell: Cell, table: EpisodeTable, output: Path) -> dict[str, Any]:
     """The keys of diffusion_policy's eval_log.json: mean score and, per seed, largest reward and video."""
     keys: dict[str, Any] = {}
-    for episode in run.episodes:
-        keys[f"test/sim_max_reward_{episode.seed}"] = episode.max_reward
-    if run.video and run.episodes:
-        keys[f"test/sim_video_{min(e.seed for e in run.episodes)}"] = run.video
-    keys["test/mean_score"] = float(np.mean([e.max_reward for e in run.episodes])) if run.episodes else None
+    for seed, reward in zip(table.seed.tolist(), table.max_reward.tolist(), strict=True):
+        keys[f"test/sim_max_reward_{seed}"] = reward
+    for seed in table.seed.tolist():
+        if (output / video_path(cell, seed)).exists():
+            keys[f"test/sim_video_{seed}"] = video_path(cell, seed)
+    keys["test/mean_score"] = float(table.max_reward.mean()) if len(table) else None
     return keys
 
 
-def eval_log(
-    runs: Sequence[SamplerRun], config: Mapping[str, Any], environment: Mapping[str, Any], *, finished: bool
-) -> dict[str, Any]:
-    """The contents of eval_log.json.
+def _episodes(table: EpisodeTable) -> list[dict[str, Any]]:
+    names = ("seed", "success", "max_reward", "steps", "wall_s", "actions_sha")
+    columns = [getattr(table, name).tolist() for name in names]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    for name, values in table.metrics.items():
+        for row, value in zip(rows, values.tolist(), strict=True):
+            row[name] = value if value == value else None  # NaN is not JSON
+    return rows
 
-    A superset of diffusion_policy's: its keys stand at the top for the first sampler and in each sampler's section.
-    Success and scores are 0 to 1, times ms; null where a quantity is not defined.
+
+def eval_log(
+    results: Results, output: Path, config: Mapping[str, Any], environment: Mapping[str, Any], *, finished: bool
+) -> dict[str, Any]:
+    """The contents of eval_log.json: every cell of a store that has episodes.
+
+    A superset of diffusion_policy's: its keys stand at the top for the first cell and in each cell's section. Success
+    and scores are 0 to 1, times ms; null where a quantity is not defined.
+
+    Args:
+        output: folder of the results.
+        config: of the run that writes it.
+        environment: what that run ran on; episodes of earlier ones have their own in the store.
+        finished: whether that run has all its episodes.
     """
-    summaries = summarize_runs(runs)
-    sections = {
-        run.name: {
-            **_upstream_keys(run),
-            "exact": run.exact,
-            "sampler": run.config,
-            "summary": asdict(summaries[run.name]),
-            "episodes": [asdict(e) for e in run.episodes],
-            "files": {
-                "episodes": f"{run.name}/episodes.jsonl",
-                "chunks": f"{run.name}/chunks.npz",
-                "video": run.video,
-            },
+    summaries, names = summarize_all(results), labels(results.cells)
+    sections: dict[str, Any] = {}
+    first: dict[str, Any] = {}
+    for key, cell in results.cells.items():
+        table = results.tables[key]
+        if not len(table):
+            continue
+        upstream = _upstream_keys(cell, table, output)
+        first = first or upstream
+        video = next((path for name, path in upstream.items() if name.startswith("test/sim_video_")), None)
+        sections[names[key]] = {
+            **upstream,
+            "cell": key,
+            "task": cell.task,
+            "exact": cell.exact,
+            "sampler": cell.sampler_config,
+            "summary": asdict(summaries[key]),
+            "episodes": _episodes(table),
+            "files": {"video": video},
         }
-        for run in runs
-    }
-    first = _upstream_keys(runs[0]) if runs else {}
     about = {"config": dict(config), "environment": dict(environment)}
     return {**first, "finished": finished, "samplers": sections, **about}
 
@@ -149,10 +140,13 @@ def _processor() -> str:
 
 
 def environment(device: Any, num_threads: int) -> dict[str, Any]:
-    """Versions, device, threads and commit of this run."""
+    """Versions, device, threads and commit of this process."""
     import torch
 
-    packages = ("diffpolicy-spec", "torch", "numpy", "mujoco", "robosuite", "gymnasium", "diffusers")
+    packages = (
+        "diffpolicy-spec", "torch", "numpy", "mujoco", "robosuite", "gymnasium", "gym-pusht", "gymnasium-robotics",
+        "pyarrow", "ray", "diffusers",
+    )  # fmt: skip
     device = torch.device(device)
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},

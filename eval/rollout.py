@@ -4,91 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
+from diffpolicy_spec.eval.episode import Episode, chunk_generator
+from diffpolicy_spec.eval.errors import Retries
+from diffpolicy_spec.eval.records import ChunkRecord
 from diffpolicy_spec.eval.subscribers import ChunkEvent, EpisodeStart, StepEvent, Subscriber
-from diffpolicy_spec.seeds import hashed_generator
+from diffpolicy_spec.eval.worlds import Begun, Executed, Lost, Start, World
 
-__all__ = ["chunk_generator", "run_episodes", "warm_up"]
+__all__ = ["call_policy", "chunk_generator", "chunk_records", "run_episodes", "warm_up"]
 
-
-def chunk_generator(seed: int, chunk: int) -> torch.Generator:
-    """The source of all noise of chunk number `chunk` of the episode with this seed.
-
-    Both are hashed: chunks of neighbouring seeds are independent, and what an episode draws does not depend on which
-    episodes ran before it or beside it.
-    """
-    return hashed_generator(seed, chunk)
-
-
-@dataclass
-class _Episode:
-    """An episode under way in one environment."""
-
-    seed: int
-    order: int
-    env: Any
-    history: deque[dict[str, np.ndarray]]
-    plan: Tensor | None = None
-    chunks: int = 0
-    steps: int = 0
-    max_reward: float = -np.inf
-    success: bool = False
-    done: bool = False
-    subscribers: Sequence[Subscriber] = field(default=(), repr=False)
-
-    @classmethod
-    def start(
-        cls, env: Any, seed: int, order: int, n_obs_steps: int, subscribers: Sequence[Subscriber] = ()
-    ) -> _Episode:
-        observation, _ = env.reset(seed=seed)
-        # The history before the episode is the first observation, repeated.
-        history = deque([observation] * n_obs_steps, maxlen=n_obs_steps)
-        episode = cls(seed, order, env, history, subscribers=subscribers)
-        for subscriber in subscribers:
-            subscriber.on_episode_start(EpisodeStart(seed, order, env, observation))
-        return episode
-
-    def execute(self, actions: np.ndarray, max_steps: int | None) -> None:
-        """Step through actions (Ta, Da) until they are used up or the episode ends."""
-        for action in actions:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            self.history.append(observation)
-            self.max_reward = max(self.max_reward, float(reward))
-            self.success = self.success or bool(info["success"])
-            for subscriber in self.subscribers:
-                subscriber.on_step(StepEvent(self.seed, self.steps, action, observation, float(reward), self.env))
-            self.steps += 1
-            self.done = bool(terminated or truncated) or (max_steps is not None and self.steps >= max_steps)
-            if self.done:
-                break
-        if self.done:
-            record = EpisodeRecord(self.seed, self.success, self.max_reward, self.steps, self.chunks)
-            for subscriber in self.subscribers:
-                subscriber.on_episode_end(record)
-
-
-def _observations(episodes: Sequence[_Episode], keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """{key: (B, To, d)} over the episodes' histories."""
-    return {
-        key: np.stack([np.stack([observation[key] for observation in e.history]) for e in episodes]) for key in keys
-    }
-
-
-def _previous_plans(episodes: Sequence[_Episode]) -> Tensor | None:
-    """(B, T, Da) normalised, NaN rows for episodes that have no plan yet; None where none has."""
-    plans = [e.plan for e in episodes]
-    known = next((p for p in plans if p is not None), None)
-    if known is None:
-        return None
-    return torch.stack([torch.full_like(known, torch.nan) if p is None else p for p in plans])
+History = Sequence[Mapping[str, np.ndarray]]
 
 
 def _synchronize(device: torch.device) -> None:
@@ -96,19 +27,56 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _call(policy: Any, sampler: Any, episodes: Sequence[_Episode]) -> tuple[Any, float]:
-    """One timed policy call for all episodes: (PolicyOutput, milliseconds)."""
-    observations = _observations(episodes, policy.config.obs_keys)
-    generators = [chunk_generator(e.seed, e.chunks) for e in episodes]
-    previous = _previous_plans(episodes)
+def _previous_plans(plans: Sequence[Tensor | None]) -> Tensor | None:
+    """(B, T, Da) normalised, NaN rows where there is no plan yet; None where there is none at all."""
+    known = next((p for p in plans if p is not None), None)
+    if known is None:
+        return None
+    return torch.stack([torch.full_like(known, torch.nan) if p is None else p for p in plans])
+
+
+def call_policy(
+    policy: Any,
+    sampler: Any,
+    histories: Sequence[History],
+    generators: Sequence[torch.Generator],
+    previous_plans: Sequence[Tensor | None],
+) -> tuple[Any, float]:
+    """One timed policy call for B episodes.
+
+    Args:
+        policy: a `DiffusionPolicy`.
+        sampler: a `BoundSampler` of it.
+        histories: B of To observations {key: (d,)}, oldest first.
+        generators: B sources of noise.
+        previous_plans: B of (T, Da), normalised; None where there is none yet.
+
+    Returns:
+        (`PolicyOutput`, milliseconds from observations to actions).
+    """
+    observations = {
+        key: np.stack([np.stack([seen[key] for seen in history]) for history in histories])
+        for key in policy.config.obs_keys
+    }
+    previous = _previous_plans(previous_plans)
     _synchronize(policy.device)
     start = time.perf_counter()
-    output = policy.predict_action(observations, sampler=sampler, generator=generators, previous_plan=previous)
+    output = policy.predict_action(observations, sampler=sampler, generator=list(generators), previous_plan=previous)
     _synchronize(policy.device)
     return output, 1e3 * (time.perf_counter() - start)
 
 
-def _records(output: Any, latency_ms: float, episodes: Sequence[_Episode], call: int) -> list[ChunkRecord]:
+def chunk_records(
+    output: Any, latency_ms: float, places: Sequence[tuple[int, int]], call: int, **more: Any
+) -> list[ChunkRecord]:
+    """One record per chunk of a policy call.
+
+    Args:
+        output, latency_ms: from `call_policy`.
+        places: B pairs (seed, index of the chunk in its episode).
+        call: index of the call.
+        **more: further fields, the same for all.
+    """
     stats = output.sample.stats
     split = stats.time
     network, draft, verify = (1e3 * v for v in (split.network, split.draft, split.verify))
@@ -117,10 +85,10 @@ def _records(output: Any, latency_ms: float, episodes: Sequence[_Episode], call:
     tested_at, accepted_at = stats.tested_at.tolist(), stats.accepted_at.tolist()
     return [
         ChunkRecord(
-            seed=e.seed,
-            chunk=e.chunks,
+            seed=seed,
+            chunk=chunk,
             call=call,
-            batch=len(episodes),
+            batch=len(places),
             latency_ms=latency_ms,
             network_ms=network,
             draft_ms=draft,
@@ -135,63 +103,117 @@ def _records(output: Any, latency_ms: float, episodes: Sequence[_Episode], call:
             wasted=wasted[i],
             tested_at=tuple(tested_at[i]),
             accepted_at=tuple(accepted_at[i]),
+            **more,
         )
-        for i, e in enumerate(episodes)
+        for i, (seed, chunk) in enumerate(places)
     ]
 
 
-def warm_up(policy: Any, sampler: Any, env: Any, seed: int, calls: int, batch: int = 1) -> None:
+def warm_up(policy: Any, sampler: Any, world: World, seed: int, calls: int, batch: int = 1) -> None:
     """Make `calls` policy calls on the first observation of an episode and forget them.
 
     The first call of a process builds tables, fills caches and starts threads; the second one has a previous plan, as
     all but the first chunk of an episode have.
     """
-    first = _Episode.start(env, seed, 0, policy.config.n_obs_steps)
-    episodes = [_Episode(seed, 0, env, first.history) for _ in range(batch)]
+    begun = world.reset({0: Start(seed)})[0] if calls else None
+    if not isinstance(begun, Begun):
+        return  # lost: the run itself tries again
+    episodes = [Episode(seed, begun.observation, policy.config.n_obs_steps) for _ in range(batch)]
     for _ in range(calls):
         output, _ = _call(policy, sampler, episodes)
         for i, episode in enumerate(episodes):
-            episode.plan, episode.chunks = output.plan[i], episode.chunks + 1
+            episode.planned(output.plan[i])
+
+
+def _call(policy: Any, sampler: Any, episodes: Sequence[Episode]) -> tuple[Any, float]:
+    return call_policy(
+        policy, sampler, [e.history for e in episodes], [e.generator() for e in episodes], [e.plan for e in episodes]
+    )
 
 
 def run_episodes(
     policy: Any,
     sampler: Any,
-    envs: Sequence[Any],
+    world: World,
     seeds: Sequence[int],
     *,
     subscribers: Sequence[Subscriber] = (),
     max_steps: int | None = None,
+    film: Collection[int] = (),
+    first_call: int = 0,
 ) -> None:
     """Run one episode per seed and tell the subscribers.
 
     The environments run in lockstep: one policy call makes a chunk for every episode under way, each executes it, and
     an environment whose episode has ended takes the next seed. An episode's initial state and noise are functions of
     its seed, so neither the order of the seeds nor the number of environments changes its law; with another batch size
-    the last bits of the network may differ.
+    the last bits of the network may differ. As in diffusion_policy, the policy sees the last To observations (the
+    first one repeated before the episode) and executes actions To-1 ... To-1+Ta-1 of its plan.
+
+    An episode whose environment's process dies begins anew, at most three times.
 
     Args:
         policy: a `DiffusionPolicy`.
         sampler: a `BoundSampler` of it.
-        envs: gymnasium environments of one task; `info["success"]` says whether a step solved it.
-        seeds: of the episodes.
+        world: environments of one task.
+        seeds: of the episodes, each once.
         max_steps: end episodes after so many steps; default: the environment's own horizon.
+        film: seeds of which the subscribers get frames.
+        first_call: number of the first policy call in the records.
+
+    Raises:
+        EpisodeLostError: processes died over the same episode again and again.
     """
     waiting = deque(enumerate(seeds))
-    free, call = list(envs), 0
-    running: list[_Episode] = []
+    order = {seed: i for i, seed in enumerate(seeds)}
+    retries, call = Retries(), first_call
+    running: dict[int, Episode] = {}  # by place, in the order in which they began
+
+    def tell(method: str, event: Any) -> None:
+        for subscriber in subscribers:
+            getattr(subscriber, method)(event)
+
+    def lost(seed: int, how: str) -> None:
+        tell("on_episode_lost", seed)
+        retries.died(seed, seed, how)
+        waiting.appendleft((order[seed], seed))
+
     while waiting or running:
-        while waiting and free:
-            order, seed = waiting.popleft()
-            running.append(_Episode.start(free.pop(0), seed, order, policy.config.n_obs_steps, subscribers))
-        output, latency_ms = _call(policy, sampler, running)
+        free = [i for i in range(len(world)) if i not in running]
+        starts = {i: waiting.popleft()[1] for i in free[: len(waiting)]}
+        begun = world.reset({i: Start(seed, seed in film) for i, seed in starts.items()}) if starts else {}
+        for i, answer in begun.items():
+            seed = starts[i]
+            if isinstance(answer, Lost):
+                lost(seed, answer.how)
+                continue
+            running[i] = Episode(seed, answer.observation, policy.config.n_obs_steps)
+            tell("on_episode_start", EpisodeStart(seed, order[seed], answer.observation, answer.frame))
+        if not running:
+            continue
+        episodes = list(running.values())
+        output, latency_ms = _call(policy, sampler, episodes)
+        records = chunk_records(output, latency_ms, [(e.seed, e.chunks) for e in episodes], call)
+        call += 1
         actions = output.action.detach().cpu().numpy()
         plans = output.action_pred.detach().cpu().numpy()
-        for i, (episode, record) in enumerate(zip(running, _records(output, latency_ms, running, call), strict=True)):
-            for subscriber in subscribers:
-                subscriber.on_chunk(ChunkEvent(record, actions[i], plans[i]))
-            episode.plan, episode.chunks = output.plan[i], episode.chunks + 1
-            episode.execute(actions[i], max_steps)
-        call += 1
-        free += [episode.env for episode in running if episode.done]
-        running = [episode for episode in running if not episode.done]
+        slices: dict[int, np.ndarray] = {}
+        for n, (i, episode) in enumerate(running.items()):
+            tell("on_chunk", ChunkEvent(records[n], actions[n], plans[n]))
+            episode.planned(output.plan[n])
+            left = None if max_steps is None else max_steps - episode.steps
+            slices[i] = actions[n][:left]
+        for i, executed in world.execute(slices).items():
+            if isinstance(executed, Lost):
+                lost(running.pop(i).seed, executed.how)
+                continue
+            _tell_steps(tell, running[i], slices[i], executed)
+            running[i].executed(slices[i], executed, max_steps)
+            if running[i].done:
+                tell("on_episode_end", running.pop(i).record())
+
+
+def _tell_steps(tell: Callable[[str, Any], None], episode: Episode, actions: np.ndarray, what: Executed) -> None:
+    for n, (observation, reward) in enumerate(zip(what.observations, what.rewards, strict=True)):
+        frame = what.frames[n] if what.frames else None
+        tell("on_step", StepEvent(episode.seed, episode.steps + n, actions[n], observation, reward, frame))

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diffpolicy_spec.checkpoints.shipped import shipped_names
 from diffpolicy_spec.device import parse_device
+from diffpolicy_spec.eval.cells import Cell
+from diffpolicy_spec.eval.spread import Spread
+from diffpolicy_spec.eval.store import Store
 from diffpolicy_spec.eval.video import offscreen_backend
+from diffpolicy_spec.eval.workers import Work, Worker, make_environment, renders
 from diffpolicy_spec.optional import require
-from diffpolicy_spec.samplers import SamplerConfig
+from diffpolicy_spec.runtime import RuntimeConfig
+from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
 
-__all__ = ["NamedSampler", "Settings", "known_samplers", "prepare", "resolve_samplers"]
+__all__ = ["Settings", "known_samplers", "prepare", "resolve_policies", "resolve_samplers", "resolve_tasks"]
 
 _SAMPLER_KEYS = ("name", "method", "num_inference_steps", "eta", "options")
-
-
-@dataclass(frozen=True)
-class NamedSampler:
-    """A sampler bound to the policy under test.
-
-    Attributes:
-        name: in tables, files and plots.
-        config: the `SamplerConfig`.
-        bound: the `BoundSampler`.
-    """
-
-    name: str
-    config: Any
-    bound: Any
 
 
 @dataclass(frozen=True)
@@ -41,28 +32,24 @@ class Settings:
     """A run of dps-eval, checked and ready.
 
     Attributes:
-        policy: the loaded `DiffusionPolicy`.
-        samplers: in the order in which they run.
-        envs: gymnasium environments, reset per episode.
-        seeds: of the episodes, the same for every sampler.
-        max_steps: steps after which an episode ends; None for the task's horizon.
-        warmup_calls: policy calls before the first episode that are not counted.
-        num_threads: torch threads.
+        works: cells by id, in the order in which they run.
+        seeds: of the episodes, the same for every cell.
+        spread: over what the run is spread.
+        worker: of this process; it has what was loaded to check the run.
         output: folder of the results.
-        video: whether the first environment renders.
+        overwrite: whether earlier results in it go first.
+        film: seed that is filmed with every cell; None for none.
         plots: whether plots are drawn.
         notices: what the user should know, one line each.
     """
 
-    policy: Any
-    samplers: tuple[NamedSampler, ...]
-    envs: tuple[Any, ...]
+    works: dict[str, Work]
     seeds: tuple[int, ...]
-    max_steps: int | None
-    warmup_calls: int
-    num_threads: int
+    spread: Spread
+    worker: Worker
     output: Path
-    video: bool
+    overwrite: bool
+    film: int | None
     plots: bool
     notices: tuple[str, ...]
 
@@ -122,24 +109,89 @@ def resolve_samplers(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
     return resolved
 
 
+def resolve_tasks(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the tasks of a run: `cfg["tasks"]`, or `cfg["task"]` where that is None.
+
+    Raises:
+        ValueError: no list, a name twice, or one that is not in the task table.
+    """
+    from diffpolicy_spec.envs.tasks import get_task
+
+    names: Any = cfg["tasks"] if cfg["tasks"] is not None else [cfg["task"]["name"]]
+    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
+        raise ValueError(f"tasks must be a list such as [lift,can], got {names!r}")
+    for name in names:
+        get_task(name)
+    if len(set(names)) < len(names):
+        raise ValueError(f"a task is named twice: {', '.join(names)}")
+    return tuple(names)
+
+
+def resolve_policies(cfg: Mapping[str, Any], tasks: Iterable[str]) -> dict[str, str]:
+    """The policy of each task: a shipped one's name or an absolute path.
+
+    `cfg["policy"]` is "shipped" (the shipped policy with the task's name), one policy for every task, or a mapping from
+    tasks to policies.
+
+    Raises:
+        ValueError: a task without a policy.
+    """
+    given, found = cfg["policy"], {}
+    for task in tasks:
+        if isinstance(given, Mapping) and task not in given:
+            raise ValueError(f"policy={dict(given)} names none for task '{task}'")
+        name = str(given[task] if isinstance(given, Mapping) else given)
+        if name == "shipped":
+            if task not in shipped_names():
+                raise ValueError(
+                    f"no policy for task '{task}' comes with the package (there are {', '.join(shipped_names())}): "
+                    "give policy=PATH, or train one with dps-train"
+                )
+            name = task
+        path = Path(name).expanduser()  # another process may have another working directory
+        found[task] = name if name in shipped_names() or not path.exists() else str(path.absolute())
+    return found
+
+
 def _check_numbers(cfg: Mapping[str, Any]) -> None:
-    lowest = {"num_episodes": 1, "num_envs": 1, "num_threads": 1, "warmup_calls": 0, "seed": 0, "max_steps": 1}
+    lowest = {"num_episodes": 1, "num_envs": 1, "num_threads": 1, "warmup_calls": 0, "seed": 0, "max_steps": 1,
+              "num_workers": 1}  # fmt: skip
     for key, minimum in lowest.items():
         value = cfg[key]
-        if key == "max_steps" and value is None:
+        if (key == "max_steps" and value is None) or (key == "num_workers" and value == "auto"):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(f"{key} must be an integer of at least {minimum}, got {value!r}")
+            other = " (or auto)" if key == "num_workers" else ""
+            raise ValueError(f"{key} must be an integer of at least {minimum}{other}, got {value!r}")
+
+
+def _spread(cfg: Mapping[str, Any]) -> Spread:
+    workers = None if cfg["num_workers"] == "auto" else cfg["num_workers"]
+    envs = min(cfg["num_envs"], cfg["num_episodes"])
+    return Spread(cfg["backend"], workers, envs, cfg["address"], float(cfg["gpus_per_worker"]))
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+    """A folder that can take this run's results; those of an earlier run of this version are gone on with."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"output={output} is a file; give a folder")
-    if (output / "eval_log.json").exists() and not overwrite:
-        raise ValueError(f"{output} holds the results of an earlier run: give another output=... or overwrite=true")
+    if overwrite or not output.exists():
+        return
+    if (output / "store").exists():
+        Store.open(output / "store", create=False).cells()
+        return
+    if (output / "eval_log.json").exists():
+        raise ValueError(
+            f"{output} holds the results of a release that had no results store: give another output=... or "
+            "overwrite=true"
+        )
+    # hydra writes its own multirun.yaml before the first job of a sweep.
+    others = sorted(p.name for p in output.iterdir() if p.name != "multirun.yaml" and not p.name.startswith("."))
+    if others:
+        raise ValueError(f"{output} holds other files ({', '.join(others[:4])}): give another output=...")
 
 
-def _bind(policy: Any, sampler: Mapping[str, Any]) -> NamedSampler:
+def _bind(policy: Any, sampler: Mapping[str, Any]) -> BoundSampler:
     """Bind a sampler to the policy, and draw once with a network that says nothing: what does not fit shows now."""
     # An option that is null is the sampler's own choice.
     options = {key: value for key, value in sampler["options"].items() if value is not None}
@@ -151,7 +203,7 @@ def _bind(policy: Any, sampler: Mapping[str, Any]) -> NamedSampler:
         bound(_says_nothing, chunk, generator=torch.Generator().manual_seed(0), draft=draft)
     except (ValueError, TypeError) as error:
         raise ValueError(f"sampler '{sampler['name']}': {error}") from error
-    return NamedSampler(sampler["name"], bound.config, bound)  # "auto" is what it was resolved to
+    return bound  # "auto" is what it was resolved to
 
 
 def _says_nothing(x: torch.Tensor, t: torch.Tensor, chain: torch.Tensor) -> torch.Tensor:
@@ -160,17 +212,37 @@ def _says_nothing(x: torch.Tensor, t: torch.Tensor, chain: torch.Tensor) -> torc
 
 def _check_fit(policy: Any, env: Any, task: str) -> None:
     """A policy that the task's environment cannot serve is refused before the first episode."""
-    given = {key: box.shape[0] for key, box in env.observation_space.spaces.items()}
+    given = {key: box.shape[0] if len(box.shape) == 1 else box.shape for key, box in env.observation_space.items()}
     wanted = dict(policy.config.obs_dims)
     wrong = [f"{key} ({size})" for key, size in wanted.items() if given.get(key) != size]
     if wrong:
         there = ", ".join(f"{key} ({size})" for key, size in given.items())
-        raise ValueError(f"the policy observes {', '.join(wrong)}; task '{task}' gives {there}")
+        raise ValueError(
+            f"the policy observes {', '.join(wrong)}; task '{task}' gives {there}: give a policy of this task"
+        )
     if env.action_space.shape != (policy.config.action_dim,):
         raise ValueError(
             f"the policy's actions have {policy.config.action_dim} dimensions, task '{task}' takes "
-            f"{env.action_space.shape[0]} ({policy.config.action_repr})"
+            f"{env.action_space.shape[0]} ({policy.config.action_repr}): give a policy of this task"
         )
+
+
+def _environment(policy: Any, task: str, video: bool) -> Any:
+    """A task's environment for a policy."""
+    from diffpolicy_spec.envs import RenderUnavailable
+    from diffpolicy_spec.envs.tasks import get_task
+
+    try:
+        return make_environment(task, policy.config.action_repr, video)
+    except ImportError as error:
+        if "pip install" in str(error):
+            raise
+        extra = get_task(task).extra
+        raise ImportError(
+            f"task '{task}' needs its simulator ({error}): pip install 'diffpolicy-spec[{extra}]'"
+        ) from error
+    except RenderUnavailable as error:  # MUJOCO_GL names a library that keeps MuJoCo itself from being imported
+        raise ValueError(str(error)) from error
 
 
 def _choose_video(wanted: bool, notices: list[str]) -> bool:
@@ -190,21 +262,40 @@ def _choose_video(wanted: bool, notices: list[str]) -> bool:
     return True
 
 
-def _renders(env: Any, seed: int, notices: list[str]) -> bool:
-    """Whether the environment gives a frame; it may not where MuJoCo was imported before MUJOCO_GL was set."""
-    from diffpolicy_spec.envs.rendering import RenderUnavailable
+def _cell(policy: Any, name: str, task: str, sampler: str, bound: BoundSampler, runtime: Any, steps: int) -> Cell:
+    from diffpolicy_spec.choice.fingerprint import fingerprint
+    from diffpolicy_spec.envs.tasks import get_task
 
-    env.reset(seed=seed)
-    try:
-        env.render()
-    except RenderUnavailable as error:
-        notices.append(f"no videos: {error}")
-        return False
-    return True
+    schedule, config = bound.schedule, bound.config
+    full_chain = schedule.kind == "ddpm" and schedule.num_steps == schedule.num_train_timesteps
+    return Cell(
+        task=task,
+        policy=name,
+        policy_fingerprint=fingerprint(policy.network, policy.speculation),
+        sampler=sampler,
+        sampler_config=_plain(asdict(config)),
+        runtime=_plain(asdict(runtime if config.runtime is None else config.runtime)),
+        exact=full_chain and config.method in ("ddpm", "speculative", "tree"),
+        verifies=config.method in ("speculative", "tree"),
+        reference=full_chain and config.method == "ddpm",
+        reference_steps=schedule.num_train_timesteps,
+        timesteps=tuple(schedule.timesteps.tolist()),
+        action_repr=policy.config.action_repr,
+        n_action_steps=policy.config.n_action_steps,
+        control_freq=get_task(task).control_freq,
+        max_steps=steps,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back, so that a cell that was read equals the one that was written."""
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def prepare(cfg: Mapping[str, Any]) -> Settings:
-    """Load the policy, bind the samplers, make the environments, check the rest. Nothing is written.
+    """Load the policies, bind the samplers, make the environments, check the rest. Nothing is written.
 
     Args:
         cfg: plain data with the keys of configs/eval.yaml.
@@ -213,45 +304,76 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
         ValueError, OSError, ImportError: what is wrong and what there is instead.
     """
     _check_numbers(cfg)
+    spread = _spread(cfg)
     output = Path(cfg["output"]).expanduser()
     _check_output(output, cfg["overwrite"])
-    chosen = resolve_samplers(cfg)
+    require("pyarrow", extra="eval", needed_by="the results store")
+    if spread.backend == "ray":
+        require("ray", extra="ray", needed_by="backend=ray")
+    chosen, tasks = resolve_samplers(cfg), resolve_tasks(cfg)
+    names = resolve_policies(cfg, tasks)
+    runtime, device = RuntimeConfig(**cfg["runtime"]), str(parse_device(cfg["device"]))
     notices: list[str] = []
-
-    from diffpolicy_spec import load_policy
-    from diffpolicy_spec.runtime import RuntimeConfig
-
-    torch.set_num_threads(cfg["num_threads"])  # sampler=auto compares it with what was measured
-    policy = load_policy(cfg["policy"], parse_device(cfg["device"])).use(RuntimeConfig(**cfg["runtime"]))
-    samplers = tuple(_bind(policy, sampler) for sampler in chosen)
-
-    video = _choose_video(cfg["video"], notices)
     if cfg["plots"]:
         require("matplotlib", extra="eval", needed_by="plots=true")
-    from diffpolicy_spec.envs import RenderUnavailable, make_env
 
-    modes = ["rgb_array" if video and i == 0 else None for i in range(min(cfg["num_envs"], cfg["num_episodes"]))]
-    task = cfg["task"]["name"]
-    try:
-        envs = tuple(make_env(task, action_repr=policy.config.action_repr, render_mode=mode) for mode in modes)
-    except RenderUnavailable as error:  # MUJOCO_GL names a library that keeps MuJoCo itself from being imported
-        raise ValueError(str(error)) from error
-    _check_fit(policy, envs[0], task)
-    video = video and _renders(envs[0], cfg["seed"], notices)
-    if len(envs) > 1:
-        notices.append(f"latencies are of batched calls for up to {len(envs)} environments; num_envs=1 is one robot")
-    if policy.config.task and policy.config.task != task:
-        notices.append(f"the policy was trained on '{policy.config.task}', it runs on '{task}'")
+    torch.set_num_threads(cfg["num_threads"])  # sampler=auto compares it with what was measured
+    from diffpolicy_spec import load_policy
+    from diffpolicy_spec.envs.tasks import get_task
+
+    policies = {name: load_policy(name, device).use(runtime) for name in dict.fromkeys(names.values())}
+    bound = {
+        (name, sampler["name"]): _bind(policy, sampler) for name, policy in policies.items() for sampler in chosen
+    }
+    video = _choose_video(cfg["video"], notices)
+    works: dict[str, Work] = {}
+    worker = Worker(works)
+    for task in tasks:
+        policy, name = policies[names[task]], names[task]
+        worker.close()
+        env = _environment(policy, task, video)
+        worker.keep(policy, name, device, env, (task, policy.config.action_repr, video))
+        _check_fit(policy, env, task)
+        unavailable = renders(env, cfg["seed"]) if video else None
+        if unavailable is not None:
+            notices.append(f"no videos of '{task}': {unavailable}")
+        if policy.config.task and policy.config.task != task:
+            notices.append(f"the policy was trained on '{policy.config.task}', it runs on '{task}'")
+        horizon = get_task(task).horizon
+        steps = horizon if cfg["max_steps"] is None else min(cfg["max_steps"], horizon)
+        given = cfg["policy"][task] if isinstance(cfg["policy"], Mapping) else cfg["policy"]
+        for sampler in chosen:
+            one = bound[name, sampler["name"]]
+            label = task if given == "shipped" else str(given)
+            cell = _cell(policy, label, task, sampler["name"], one, runtime, steps)
+            works[cell.id] = Work(
+                cell=cell,
+                label=sampler["name"] if len(tasks) == 1 else f"{task} {sampler['name']}",
+                policy=name,
+                sampler=one.config,
+                runtime=runtime,
+                device=device,
+                num_threads=cfg["num_threads"],
+                warmup_calls=cfg["warmup_calls"],
+                video=video,
+            )
+    notices += _latency_notices(spread)
     return Settings(
-        policy=policy,
-        samplers=samplers,
-        envs=envs,
+        works=works,
         seeds=tuple(range(cfg["seed"], cfg["seed"] + cfg["num_episodes"])),
-        max_steps=cfg["max_steps"],
-        warmup_calls=cfg["warmup_calls"],
-        num_threads=cfg["num_threads"],
+        spread=spread,
+        worker=worker,
         output=output,
-        video=video,
+        overwrite=cfg["overwrite"],
+        film=cfg["seed"] if video else None,
         plots=cfg["plots"],
         notices=tuple(notices),
     )
+
+
+def _latency_notices(spread: Spread) -> list[str]:
+    if spread.num_envs > 1:
+        return [f"latencies are of batched calls for up to {spread.num_envs} environments; num_envs=1 is one robot"]
+    if spread.backend == "ray" or spread.num_workers != 1:
+        return ["workers share the processor: latencies are those of a loaded machine; num_workers=1 is one robot"]
+    return []

@@ -1,17 +1,15 @@
-"""What a rollout tells whoever listens, and the listeners that record episodes, chunks and progress."""
+"""What a rollout tells whoever listens, and the listener that keeps episodes and chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
 from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
-from diffpolicy_spec.optional import require
 
-__all__ = ["ChunkEvent", "EpisodeStart", "EpisodeWriter", "ProgressBar", "Recorder", "StepEvent", "Subscriber"]
+__all__ = ["ChunkEvent", "EpisodeStart", "Finished", "Recorder", "StepEvent", "Subscriber"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +19,14 @@ class EpisodeStart:
     Attributes:
         seed: of the episode.
         order: its place in the list of seeds.
-        env: the gymnasium environment it runs in; look, do not step.
         observation: the first observation.
+        frame: (H, W, 3) uint8, where the episode is filmed; else None.
     """
 
     seed: int
     order: int
-    env: Any
     observation: dict[str, np.ndarray]
+    frame: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ChunkEvent:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """The environment took a step.
+    """The environment took a step. A slice of actions is executed in one go: its steps are told after the last.
 
     Attributes:
         seed: of the episode.
@@ -56,7 +54,7 @@ class StepEvent:
         action: (Da,) what was executed.
         observation: what followed.
         reward: of the step.
-        env: the gymnasium environment; look, do not step.
+        frame: (H, W, 3) uint8, where the episode is filmed; else None.
     """
 
     seed: int
@@ -64,7 +62,7 @@ class StepEvent:
     action: np.ndarray
     observation: dict[str, np.ndarray]
     reward: float
-    env: Any
+    frame: np.ndarray | None
 
 
 class Subscriber:
@@ -79,53 +77,43 @@ class Subscriber:
     def on_step(self, event: StepEvent) -> None:
         """After each environment step."""
 
+    def on_episode_lost(self, seed: int) -> None:
+        """The episode's environment is gone; what was told of it does not count, it begins anew later."""
+
     def on_episode_end(self, record: EpisodeRecord) -> None:
         """After the last step of an episode."""
 
-    def close(self) -> None:
-        """After the last episode, or after a crash."""
+
+Finished = Callable[[EpisodeRecord, tuple[ChunkRecord, ...]], None]
+"""Takes a finished episode and its chunks."""
 
 
 class Recorder(Subscriber):
-    """Keeps the records of all episodes and chunks in memory."""
+    """Keeps the records of finished episodes and of their chunks.
 
-    def __init__(self) -> None:
+    Args:
+        finished: called with each finished episode and its chunks.
+
+    Attributes:
+        episodes: in the order in which they ended.
+        chunks: in the same order, each episode's in its own.
+    """
+
+    def __init__(self, finished: Finished | None = None) -> None:
         self.episodes: list[EpisodeRecord] = []
         self.chunks: list[ChunkRecord] = []
+        self._under_way: dict[int, list[ChunkRecord]] = {}
+        self._finished = finished
 
     def on_chunk(self, event: ChunkEvent) -> None:
-        self.chunks.append(event.record)
+        self._under_way.setdefault(event.record.seed, []).append(event.record)
+
+    def on_episode_lost(self, seed: int) -> None:
+        self._under_way.pop(seed, None)
 
     def on_episode_end(self, record: EpisodeRecord) -> None:
+        chunks = self._under_way.pop(record.seed, [])
         self.episodes.append(record)
-
-
-class EpisodeWriter(Subscriber):
-    """Appends each finished episode to a jsonl file at once, so that a crash loses none."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w")
-
-    def on_episode_end(self, record: EpisodeRecord) -> None:
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class ProgressBar(Subscriber):
-    """A tqdm bar over episodes with the successes so far."""
-
-    def __init__(self, label: str, total: int) -> None:
-        tqdm = require("tqdm", extra="sim", needed_by="the progress bar").tqdm
-        self._bar = tqdm(total=total, desc=label, unit="episode", dynamic_ncols=True)
-        self._successes = 0
-
-    def on_episode_end(self, record: EpisodeRecord) -> None:
-        self._successes += record.success
-        self._bar.set_postfix_str(f"success {self._successes}/{self._bar.n + 1}", refresh=False)
-        self._bar.update()
-
-    def close(self) -> None:
-        self._bar.close()
+        self.chunks += chunks
+        if self._finished is not None:
+            self._finished(record, tuple(chunks))

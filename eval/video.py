@@ -1,20 +1,22 @@
-"""Films the first episode of a run, where offscreen OpenGL is to be had."""
+"""Films an episode, where offscreen OpenGL is to be had."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from diffpolicy_spec.eval.records import EpisodeRecord
 from diffpolicy_spec.eval.subscribers import EpisodeStart, StepEvent, Subscriber
 from diffpolicy_spec.optional import require
 
-__all__ = ["VideoRecorder", "offscreen_backend"]
+__all__ = ["VideoRecorder", "encode", "offscreen_backend"]
 
 _PROBE = """
 import mujoco
@@ -51,35 +53,40 @@ def offscreen_backend() -> str | None:
 
 
 class VideoRecorder(Subscriber):
-    """Writes the first episode to an mp4, one frame per environment step; its environment must render rgb_array frames.
+    """Encodes the one episode that is filmed as an mp4, one frame per environment step.
 
     Args:
-        path: of the mp4.
         fps: frames a second; the task's control rate plays it in real time.
+
+    Attributes:
+        mp4: contents of the file, when the episode is over; until then None.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
+    def __init__(self, fps: float) -> None:
+        self.mp4: bytes | None = None
         self._fps = fps
         self._seed: int | None = None
-        self._writer: Any = None
+        self._frames: list[np.ndarray] = []
 
     def on_episode_start(self, event: EpisodeStart) -> None:
-        if event.order == 0:
-            imageio = require("imageio.v2", extra="eval", needed_by="the video")
-            self._seed = event.seed
-            self._writer = imageio.get_writer(self.path, fps=self._fps, codec="libx264", quality=8)
-            self._writer.append_data(event.env.render())
+        if event.frame is not None:
+            self._seed, self._frames = event.seed, [event.frame]
 
     def on_step(self, event: StepEvent) -> None:
-        if event.seed == self._seed and self._writer is not None:
-            self._writer.append_data(event.env.render())
+        if event.seed == self._seed and event.frame is not None:
+            self._frames.append(event.frame)
 
     def on_episode_end(self, record: EpisodeRecord) -> None:
         if record.seed == self._seed:
-            self.close()
+            self.mp4, self._seed, self._frames = encode(self._frames, self._fps), None, []
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+
+def encode(frames: Sequence[np.ndarray], fps: float) -> bytes:
+    """An mp4 (H.264) of frames (H, W, 3) uint8."""
+    imageio = require("imageio.v2", extra="eval", needed_by="the video")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        with imageio.get_writer(path, fps=fps, codec="libx264", quality=8) as writer:
+            for frame in frames:
+                writer.append_data(frame)
+        return path.read_bytes()

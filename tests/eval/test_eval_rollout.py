@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
-from diffpolicy_spec.eval.rollout import chunk_generator, run_episodes, warm_up
+from diffpolicy_spec.eval.errors import EpisodeLostError
+from diffpolicy_spec.eval.rollout import call_policy, chunk_generator, run_episodes, warm_up
 from diffpolicy_spec.eval.subscribers import Recorder, Subscriber
+from diffpolicy_spec.eval.worlds import LocalWorld, Lost
 from diffpolicy_spec.samplers import SamplerConfig
 
 SEEDS = [100000, 100001, 100002]
@@ -40,7 +44,7 @@ class Trace(Subscriber):
 def rollout(policy, envs, seeds, config=None, max_steps=STEPS):
     trace, recorder = Trace(), Recorder()
     sampler = policy.bind(config or SamplerConfig(method="speculative"))
-    run_episodes(policy, sampler, envs, seeds, subscribers=[trace, recorder], max_steps=max_steps)
+    run_episodes(policy, sampler, LocalWorld(envs), seeds, subscribers=[trace, recorder], max_steps=max_steps)
     return trace, recorder
 
 
@@ -91,6 +95,15 @@ def test_executes_the_right_part_of_the_plan(reference, policy):
         np.testing.assert_array_equal(executed[8:], plans[1][1:5])
 
 
+def test_record_says_what_was_executed(reference):
+    trace, recorder = reference
+    for episode in recorder.episodes:
+        executed = np.array(trace.actions[episode.seed], np.float64)
+        assert episode.actions_sha == hashlib.sha256(executed.tobytes()).hexdigest()[:16]
+        assert episode.wall_s > 0
+    assert len({e.actions_sha for e in recorder.episodes}) == len(SEEDS)
+
+
 def test_same_seed_same_episode_in_any_order(reference, policy, envs):
     before, _ = reference
     after, _ = rollout(policy, envs[:1], SEEDS[::-1])
@@ -107,7 +120,7 @@ def test_lockstep_uses_the_same_noise(policy, envs):
     two, recorder = rollout(policy, envs, SEEDS, config)
     assert sorted(e.seed for e in recorder.episodes) == SEEDS
     assert [(c.seed, c.chunk, c.call, c.batch) for c in recorder.chunks] == [
-        (100000, 0, 0, 2), (100001, 0, 0, 2), (100000, 1, 1, 2), (100001, 1, 1, 2),
+        (100000, 0, 0, 2), (100000, 1, 1, 2), (100001, 0, 0, 2), (100001, 1, 1, 2),
         (100002, 0, 2, 1), (100002, 1, 3, 1),
     ]  # fmt: skip
     for seed in SEEDS:
@@ -175,10 +188,68 @@ def test_a_new_episode_beside_an_old_one_has_no_plan(policy, envs, monkeypatch):
     assert torch.isnan(new).all()
 
 
+def observation_of(policy):
+    rng = np.random.default_rng(3)
+    return [{key: rng.uniform(-0.5, 0.5, size) for key, size in policy.config.obs_dims.items()}] * 2
+
+
+@pytest.mark.parametrize("config", [SamplerConfig("ddpm"), SamplerConfig("speculative")], ids=["ddpm", "speculative"])
+def test_a_batch_of_episodes_and_one_have_the_same_law(policy, config):
+    """Chunks of 600 seeds drawn one by one, and of 600 others eight at a time, from the same observation.
+
+    40 projections of the plan in a two-sample Kolmogorov-Smirnov test each, at a level of 1e-3 altogether. In a batch,
+    chains are independent: neighbours' projections are uncorrelated (|r| sqrt(n) above 4.5 has probability 1e-5).
+    """
+    from scipy.stats import ks_2samp
+
+    sampler, history = policy.bind(config), observation_of(policy)
+
+    def plans(seeds):
+        output, _ = call_policy(
+            policy, sampler, [history] * len(seeds), [chunk_generator(s, 0) for s in seeds], [None] * len(seeds)
+        )
+        return output.plan.flatten(1).numpy()
+
+    one = np.concatenate([plans([seed]) for seed in range(600)])
+    batch = np.concatenate([plans(range(600 + i, 608 + i)) for i in range(0, 600, 8)])
+    directions = np.random.default_rng(0).normal(size=(one.shape[1], 40))
+    p = [ks_2samp(a, b).pvalue for a, b in zip((one @ directions).T, (batch @ directions).T, strict=True)]
+    assert min(p) > 1e-3 / 40
+    wrong = batch + 0.25 * batch.std(0)  # what the test is able to see
+    seen = [ks_2samp(a, b).pvalue for a, b in zip((one @ directions).T, (wrong @ directions).T, strict=True)]
+    assert min(seen) < 1e-3 / 40
+    first = (batch @ directions[:, 0]).reshape(-1, 8)
+    neighbours = np.corrcoef(first[:, :-1].ravel(), first[:, 1:].ravel())[0, 1]
+    assert abs(neighbours) * np.sqrt(first[:, 1:].size) < 4.5
+
+
+def test_an_episode_without_its_environment_begins_anew(reference, policy, envs):
+    _, recorder_before = reference
+
+    class Breaks(LocalWorld):
+        lost = 0
+
+        def execute(self, actions):
+            answers = super().execute(actions)
+            if self.lost < 2:
+                self.lost += 1
+                answers[0] = Lost("was killed by SIGKILL")
+            return answers
+
+    trace, recorder = Trace(), Recorder()
+    sampler = policy.bind(SamplerConfig("speculative"))
+    run_episodes(policy, sampler, Breaks(envs[:1]), SEEDS, subscribers=[trace, recorder], max_steps=STEPS)
+    assert [e.actions_sha for e in recorder.episodes] == [e.actions_sha for e in recorder_before.episodes]
+    assert [(c.seed, c.chunk) for c in recorder.chunks] == [(s, i) for s in SEEDS for i in range(2)]
+    Breaks.lost = -10
+    with pytest.raises(EpisodeLostError, match=r"3 processes died over the episode with seed 100000, .*SIGKILL"):
+        run_episodes(policy, sampler, Breaks(envs[:1]), SEEDS, max_steps=STEPS)
+
+
 def test_warm_up_leaves_nothing_behind(reference, policy, envs):
     before, _ = reference
     sampler = policy.bind(SamplerConfig(method="speculative"))
-    warm_up(policy, sampler, envs[0], seed=5, calls=2)
+    warm_up(policy, sampler, LocalWorld(envs[:1]), seed=5, calls=2)
     after, recorder = rollout(policy, envs[:1], SEEDS[:1])
     assert len(recorder.chunks) == 2
     np.testing.assert_array_equal(before.actions[SEEDS[0]], after.actions[SEEDS[0]])

@@ -9,15 +9,17 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from diffpolicy_spec.eval import evaluate as evaluate_module
-from diffpolicy_spec.eval.evaluate import evaluate
+from diffpolicy_spec.eval.episode_table import read_stores
+from diffpolicy_spec.eval.evaluate import Interrupted, evaluate
 from diffpolicy_spec.eval.picture import draw_picture
-from diffpolicy_spec.eval.records import load_chunks, load_episodes
-from diffpolicy_spec.eval.results import write_json
+from diffpolicy_spec.eval.results import labels, write_json
+from diffpolicy_spec.eval.store import Store, StoreError
 from diffpolicy_spec.eval.table import markdown_table
 
 SEEDS = (100000, 100001)
+SAMPLERS = ["ddpm100", "paradigms", "asd", "speculative"]
 PNG = b"\x89PNG"
+QUIET = ("video=false", "plots=false")
 
 
 def run_config(checkpoint, output, *overrides):
@@ -26,28 +28,47 @@ def run_config(checkpoint, output, *overrides):
         return OmegaConf.to_container(compose("eval", overrides=given), resolve=True)
 
 
+def by_sampler(results):
+    """Sampler -> its episodes."""
+    return {cell.sampler: results.tables[key] for key, cell in results.cells.items()}
+
+
+def counted(table):
+    """What must repeat of the episodes and their chunks."""
+    chunks = {name: table.chunks[name].tolist() for name in ("calls", "evaluations", "accepted", "rejected")}
+    return table.actions_sha.tolist(), table.success.tolist(), chunks, table.accepted_at.tolist()
+
+
 @pytest.fixture(scope="module")
 def comparison(checkpoint, tmp_path_factory):
-    """(output folder, runs, log) of four samplers."""
+    """(output folder, results, log) of four samplers."""
     output = tmp_path_factory.mktemp("eval") / "out"
-    runs = evaluate(run_config(checkpoint, output, "samplers=[ddpm100,paradigms,asd,speculative]"))
-    return output, runs, json.loads((output / "eval_log.json").read_text())
+    results = evaluate(run_config(checkpoint, output, f"samplers=[{','.join(SAMPLERS)}]"))
+    return output, results, json.loads((output / "eval_log.json").read_text())
 
 
 def test_files(comparison):
-    output, runs, _ = comparison
-    names = ["ddpm100", "paradigms", "asd", "speculative"]
-    assert [r.name for r in runs] == names
-    for run in runs:
-        folder = output / run.name
-        assert tuple(load_episodes(folder / "episodes.jsonl")) == run.episodes
-        chunks, timesteps = load_chunks(folder / "chunks.npz")
-        assert (tuple(chunks), tuple(timesteps)) == (run.chunks, run.timesteps)
-        assert run.timesteps == tuple(range(9, -1, -1))
+    output, results, _ = comparison
+    assert [cell.sampler for cell in results.cells.values()] == SAMPLERS  # in their order, not by name
+    for key, cell in results.cells.items():
+        assert cell.timesteps == tuple(range(9, -1, -1))
+        table = results.tables[key]
+        assert tuple(table.seed) == SEEDS
+        assert len(table.chunks) == 4
+        assert len(set(table.chunks.call.tolist())) == 4
     for plot in ("latency.png", "acceptance.png", "time_split.png"):
         assert (output / plot).read_bytes().startswith(PNG)
-    assert {p.name for p in output.iterdir() if p.is_dir()} == set(names)
+    assert {p.name for p in output.iterdir() if p.is_dir()} <= {"store", "videos"}
     assert not list(output.rglob("*.tmp"))
+
+
+def test_episodes_say_what_they_ran_on(comparison, checkpoint):
+    _, results, _ = comparison
+    for table in results.tables.values():
+        (described,) = table.environments
+        assert described["device"] == "cpu"
+        assert described["config"]["policy"] == str(checkpoint)
+        assert described["versions"]["torch"]
 
 
 def test_log_has_diffusion_policy_s_keys(comparison):
@@ -67,6 +88,7 @@ def test_log_says_what_was_run(comparison, checkpoint):
     assert about["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", about["commit"])
     assert log["config"]["policy"] == str(checkpoint)
     assert log["samplers"]["asd"]["sampler"]["options"]["drafter"] == "parent"
+    assert [e["seed"] for e in log["samplers"]["asd"]["episodes"]] == list(SEEDS)
     assert {n: s["exact"] for n, s in log["samplers"].items()} == {
         "ddpm100": True, "paradigms": False, "asd": True, "speculative": True,
     }  # fmt: skip
@@ -98,27 +120,25 @@ def test_summaries(comparison):
         assert s["acceptance"]["timesteps"] == list(range(9, -1, -1))
 
 
-def test_report(comparison, capsys):
-    output, runs, _ = comparison
+def test_report(comparison):
+    output, _, _ = comparison
     text = (output / "report.md").read_text()
-    for run in runs:
-        assert len(re.findall(rf"^\| {run.name} ", text, re.MULTILINE)) == 2
+    for name in SAMPLERS:
+        assert re.search(rf"^\| {name} ", text, re.MULTILINE)
     assert "0/2 [0, 66] %" in text
     assert "nan" not in text.lower().replace("nanosecond", "")
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert max(map(len, tables)) <= 120
 
 
 def test_videos(comparison):
     """Where this machine draws offscreen: 10 steps and the first frame, at 20 Hz."""
-    output, runs, log = comparison
-    if runs[0].video is None:
+    output, _, log = comparison
+    if "test/sim_video_100000" not in log:
         pytest.skip("no offscreen OpenGL on this machine")
     import imageio.v2 as imageio
 
-    assert log["test/sim_video_100000"] == "ddpm100/video.mp4"
-    for run in runs:
-        with imageio.get_reader(output / run.video) as video:
+    assert log["test/sim_video_100000"] == "videos/lift/ddpm100/100000.mp4"
+    for name in SAMPLERS:
+        with imageio.get_reader(output / log["samplers"][name]["files"]["video"]) as video:
             assert video.get_meta_data()["fps"] == 20
             frames = list(video.iter_data())  # list(video) would believe its length, infinity
         assert len(frames) == 11
@@ -137,64 +157,125 @@ def test_picture(comparison, tmp_path):
         draw_picture({"samplers": {}}, tmp_path / "x.png")
 
 
-def test_a_crash_loses_nothing_finished(checkpoint, tmp_path, monkeypatch):
-    output, original = tmp_path / "out", evaluate_module.run_episodes
-    calls = []
+def test_a_cell_s_name_tells_it_apart(comparison):
+    _, results, _ = comparison
+    cells = results.cells
+    assert list(labels(cells).values()) == SAMPLERS
+    first = next(iter(cells))
+    assert labels({first: cells[first], "0123456789": cells[first]}) == {
+        first: f"ddpm100 ({first[:6]})", "0123456789": "ddpm100 (012345)",
+    }  # fmt: skip
 
-    def second_crashes(policy, sampler, envs, seeds, **kwargs):
-        calls.append(seeds)
-        original(policy, sampler, envs, seeds if len(calls) == 1 else seeds[:1], **kwargs)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate_module, "run_episodes", second_crashes)
-    config = run_config(checkpoint, output, "samplers=[speculative,asd]", "video=false", "plots=false")
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(config)
+def interrupt_after(monkeypatch, episodes, error=KeyboardInterrupt):
+    """End the run with an error when so many episodes are stored."""
+    original, count = Store.append, [0]
+
+    def append(self, *args):
+        if count[0] == episodes:
+            raise error
+        original(self, *args)
+        count[0] += 1
+
+    monkeypatch.setattr(Store, "append", append)
+
+
+def test_an_interrupted_run_goes_on(checkpoint, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    config = run_config(checkpoint, output, "samplers=[speculative,asd]", *QUIET)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(Interrupted, match=r"stopped: 3 of 4 episodes are stored in \S+; run the same command"):
+            evaluate(config)
     log = json.loads((output / "eval_log.json").read_text())
     assert log["finished"] is False
-    assert list(log["samplers"]) == ["speculative"]
+    assert list(log["samplers"]) == ["speculative"]  # of finished cells
     assert len(log["samplers"]["speculative"]["episodes"]) == 2
-    assert "| speculative " in (output / "report.md").read_text()
-    assert [e.seed for e in load_episodes(output / "asd" / "episodes.jsonl")] == [100000]
+    kept = by_sampler(read_stores([output / "store"]))
+    assert kept["asd"].seed.tolist() == [100000]
+
+    results = by_sampler(evaluate(config))
+    assert "3 of 4 episodes are in" in capsys.readouterr().out
+    assert json.loads((output / "eval_log.json").read_text())["finished"] is True
+    whole = by_sampler(evaluate(run_config(checkpoint, tmp_path / "whole", "samplers=[speculative,asd]", *QUIET)))
+    assert {name: counted(t) for name, t in results.items()} == {name: counted(t) for name, t in whole.items()}
 
 
-def test_results_repeat_and_overwrite(checkpoint, tmp_path):
-    overrides = ("video=false", "plots=false", "overwrite=true")
-    first, second = (evaluate(run_config(checkpoint, tmp_path / "out", *overrides))[0] for _ in range(2))
-    assert first.episodes == second.episodes
-    counts = [[(c.seed, c.calls, c.evaluations, c.accepted_at) for c in r.chunks] for r in (first, second)]
-    assert counts[0] == counts[1]
+def test_more_episodes_are_added(checkpoint, tmp_path):
+    config = run_config(checkpoint, tmp_path / "out", *QUIET)
+    first = by_sampler(evaluate(config))["speculative"]
+    calls = first.chunks.call.tolist()
+    again = by_sampler(evaluate(config))["speculative"]
+    assert again.chunks.call.tolist() == calls
+    more = by_sampler(evaluate({**config, "num_episodes": 3}))["speculative"]
+    assert more.seed.tolist() == [100000, 100001, 100002]
+    assert more.chunks.call.tolist()[:4] == calls
+    assert len(set(more.chunks.call.tolist())) == 6
+
+
+def test_overwriting_begins_again(checkpoint, tmp_path):
+    config = run_config(checkpoint, tmp_path / "out", *QUIET)
+    first = by_sampler(evaluate(config))["speculative"]
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    second = by_sampler(evaluate({**config, "overwrite": True, "max_steps": 9}))["speculative"]
+    assert first.steps.tolist() == [10, 10]
+    assert second.steps.tolist() == [9, 9]
+    assert len(read_stores([tmp_path / "out" / "store"]).cells) == 1
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk_loses_nothing(checkpoint, tmp_path, monkeypatch):
+    import errno
+
+    import pyarrow.parquet
+
+    config = run_config(checkpoint, tmp_path / "out", *QUIET)
+    original, count = pyarrow.parquet.write_table, [0]
+
+    def write_table(*args, **kwargs):
+        if count[0] == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count[0] += 1
+        original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.parquet, "write_table", write_table)
+        with pytest.raises(StoreError, match="the disk is full: make room, then run the same command again"):
+            evaluate(config)
+    assert by_sampler(read_stores([tmp_path / "out" / "store"]))["speculative"].seed.tolist() == [100000]
+    assert by_sampler(evaluate(config))["speculative"].seed.tolist() == list(SEEDS)
 
 
 def test_a_runtime_of_fixed_shapes_drives_the_same_episodes(checkpoint, tmp_path):
     runs = [
-        evaluate(run_config(checkpoint, tmp_path / name, f"runtime={name}", "video=false", "plots=false"))[0]
+        by_sampler(evaluate(run_config(checkpoint, tmp_path / name, f"runtime={name}", *QUIET)))["speculative"]
         for name in ("eager", "static")
     ]
-    assert runs[0].episodes == runs[1].episodes
-    counts = [[(c.seed, c.calls, c.evaluations, c.accepted_at) for c in run.chunks] for run in runs]
-    assert counts[0] == counts[1]
+    assert runs[0].steps.tolist() == runs[1].steps.tolist()
+    assert counted(runs[0])[2:] == counted(runs[1])[2:]
 
 
-def test_a_crash_leaves_no_log_of_an_earlier_run(checkpoint, tmp_path, monkeypatch):
-    config = run_config(checkpoint, tmp_path / "out", "video=false", "overwrite=true")
-    evaluate(config)
-
-    def crash(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluate_module, "run_episodes", crash)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(config)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["speculative"]
-    assert load_episodes(tmp_path / "out" / "speculative" / "episodes.jsonl") == []
+def test_a_missing_film_is_made_without_counting_the_episode_again(checkpoint, tmp_path):
+    config = run_config(checkpoint, tmp_path / "out", "plots=false")
+    first = by_sampler(evaluate(config))["speculative"]
+    films = list((tmp_path / "out" / "videos").rglob("*.mp4"))
+    if not films:
+        pytest.skip("no offscreen OpenGL on this machine")
+    films[0].unlink()
+    second = by_sampler(evaluate(config))["speculative"]
+    assert films[0].exists()
+    assert second.chunks.call.tolist() == first.chunks.call.tolist()
 
 
 def test_lockstep_run(checkpoint, tmp_path):
-    (run,) = evaluate(run_config(checkpoint, tmp_path / "out", "num_envs=2", "video=false", "plots=false"))
-    assert [e.seed for e in run.episodes] == list(SEEDS)
-    assert {c.batch for c in run.chunks} == {2}
+    overrides = ("num_envs=2", "num_episodes=3", "plots=false", "samplers=[ddpm100,speculative]")
+    results = by_sampler(evaluate(run_config(checkpoint, tmp_path / "out", *overrides)))
+    for table in results.values():
+        assert table.seed.tolist() == [*SEEDS, 100002]
+        assert table.chunks["batch"].tolist() == [2, 2, 2, 2, 1, 1]
+        assert len(set(table.chunks.call.tolist())) == 4
+    films = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.mp4")}
+    assert films in (set(), {f"videos/lift/{name}/100000.mp4" for name in results})
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):

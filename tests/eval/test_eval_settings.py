@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny_policy import tiny_policy
 
-from diffpolicy_spec.eval.settings import known_samplers, prepare, resolve_samplers
+from diffpolicy_spec.eval import settings as settings_module
+from diffpolicy_spec.eval.settings import known_samplers, prepare, resolve_policies, resolve_samplers, resolve_tasks
+from diffpolicy_spec.eval.store import Store, StoreError
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
 
@@ -58,27 +59,29 @@ def test_the_issue_s_samplers_are_there():
 def test_every_run_composes_and_prepares(checkpoint, tmp_path, name):
     cfg = config(f"policy={checkpoint}", f"output={tmp_path / 'out'}", "video=false", name=name)
     settings = prepare(cfg)
-    for env in settings.envs:
-        env.close()
+    settings.worker.close()
     assert len(settings.seeds) == cfg["num_episodes"]
     assert settings.seeds[0] == 100000
-    assert [s.name for s in settings.samplers] == (cfg["samplers"] or [cfg["sampler"]["name"]])
-    assert len(settings.envs) == 1  # honest latency
+    works = settings.works.values()
+    assert [work.cell.sampler for work in works] == (cfg["samplers"] or [cfg["sampler"]["name"]])
+    assert [work.label for work in works] == [work.cell.sampler for work in works]
+    assert (settings.spread.num_workers, settings.spread.num_envs) == (1, 1)  # honest latency
     assert not (tmp_path / "out").exists()
 
 
 def test_the_shipped_policys_draft_network_serves_every_sampler_that_wants_one(tmp_path):
     cfg = config("policy=lift", f"output={tmp_path / 'out'}", "samplers=[speculative,draft_model]", "video=false")
     settings = prepare(cfg)
-    for env in settings.envs:
-        env.close()
-    assert [s.bound.uses_draft for s in settings.samplers] == [True, True]
+    settings.worker.close()
+    policy = settings.worker.policy(next(iter(settings.works.values())))
+    assert [policy.bind(work.sampler).uses_draft for work in settings.works.values()] == [True, True]
 
 
 def test_demo_is_what_make_demo_promises():
     cfg = config(name="demo")
     assert cfg["samplers"] == ["ddpm100", "ddim10", "paradigms", "asd", "speculative"]
-    assert (cfg["task"]["name"], cfg["policy"], cfg["output"]) == ("lift", "lift", "outputs/demo")
+    assert (cfg["task"]["name"], cfg["policy"], cfg["output"]) == ("lift", "shipped", "outputs/demo")
+    assert resolve_policies(cfg, resolve_tasks(cfg)) == {"lift": "lift"}
     assert (cfg["num_threads"], cfg["num_envs"]) == (1, 1)
 
 
@@ -116,6 +119,11 @@ def test_wrong_samplers(samplers, message):
         ("num_episodes=0", "num_episodes must be an integer of at least 1, got 0"),
         ("num_envs=1.5", "num_envs must be an integer of at least 1, got 1.5"),
         ("max_steps=0", "max_steps must be"),
+        ("num_workers=0", r"num_workers must be an integer of at least 1 \(or auto\), got 0"),
+        ("num_workers=many", "num_workers must be an integer"),
+        ("backend=slurm", "backend must be local or ray, got 'slurm'"),
+        ("address=auto", "address=auto is that of a ray cluster: give backend=ray"),
+        ("gpus_per_worker=-1", "gpus_per_worker must not be negative"),
         ("task.name=juggle", "unknown task 'juggle'; known tasks:"),
         ("device=abacus", "abacus"),
         ("samplers=[{base:speculative,name:x,options:{windw:3}}]", "windw"),
@@ -146,15 +154,80 @@ def test_a_policy_of_another_task_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_earlier_results_are_not_overwritten(checkpoint, tmp_path):
-    log = tmp_path / "out" / "eval_log.json"
-    log.parent.mkdir()
-    log.write_text("earlier")
-    with pytest.raises(ValueError, match=r"earlier run: give another output=\S+ or overwrite=true"):
+def test_what_else_an_output_folder_may_hold(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out holds other files \(notes.txt\): give another output"):
+        prepare(tiny(checkpoint, tmp_path))
+    (out / "eval_log.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no results store: give another output=... or overwrite=true"):
         prepare(tiny(checkpoint, tmp_path))
     with pytest.raises(ValueError, match="no_such_policy"):
         prepare(tiny(checkpoint, tmp_path, "overwrite=true", "policy=no_such_policy"))
-    assert log.read_text() == "earlier"
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "store").mkdir()
+    (out / "store" / "store.json").write_text('{"schema": "diffpolicy_spec.eval", "version": 99}')
+    with pytest.raises(StoreError, match=r"schema diffpolicy_spec\.eval version 99"):
+        prepare(tiny(checkpoint, tmp_path))
+    (out / "store" / "store.json").unlink()
+    Store.open(out / "store")
+    prepare(tiny(checkpoint, tmp_path)).worker.close()
+
+
+def test_tasks_and_policies(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    assert resolve_tasks(config()) == ("lift",)
+    tasks = resolve_tasks(config("tasks=[lift,can]"))
+    assert tasks == ("lift", "can")
+    given = resolve_policies(config(f"policy={{lift:lift,can:{checkpoint.name}}}"), tasks)
+    assert given == {"lift": "lift", "can": str(checkpoint)}
+    assert resolve_policies(config("policy=lift"), tasks) == {"lift": "lift", "can": "lift"}
+    with pytest.raises(ValueError, match=r"names none for task 'can'"):
+        resolve_policies(config("policy={lift:lift}"), tasks)
+    with pytest.raises(ValueError, match=r"no policy for task 'tool_hang' comes with the package .*give policy=PATH"):
+        resolve_policies(config(), ["tool_hang"])
+    for override, message in (
+        ("tasks=[lift,lift]", "named twice"), ("tasks=[]", "tasks must be a list"), ("tasks=can", "must be a list"),
+        ("tasks=[juggle]", "unknown task 'juggle'; known tasks:"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            resolve_tasks(config(override))
+
+
+def test_a_policy_on_a_task_of_other_dimensions(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"the policy observes object \(10\); task 'can' gives object \(14\).*give a"):
+        prepare(tiny(checkpoint, tmp_path, "tasks=[lift,can]"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_without_its_simulator_names_the_extra(checkpoint, tmp_path, monkeypatch):
+    def missing(*args):
+        raise ImportError("No module named 'robosuite'")
+
+    monkeypatch.setattr(settings_module, "make_environment", missing)
+    with pytest.raises(ImportError, match=r"task 'lift' needs its simulator .*pip install 'diffpolicy-spec\[sim\]'"):
+        prepare(tiny(checkpoint, tmp_path))
+
+
+def test_cells_hold_what_changes_an_episode(checkpoint, tmp_path):
+    def cells(*overrides):
+        settings = prepare(tiny(checkpoint, tmp_path, *overrides))
+        settings.worker.close()
+        return list(settings.works)
+
+    plain = cells()
+    same = ("num_workers=2", "num_envs=2", "output=elsewhere", "num_episodes=3", "seed=5", "overwrite=true")
+    for override in same:
+        assert cells(override) == plain
+    different = [cells(o)[0] for o in ("sampler=asd", "max_steps=20", "runtime=static", "sampler.options.window=4")]
+    assert len({*plain, *different}) == 5
+
+
+def test_lockstep_and_workers_exclude_each_other(checkpoint, tmp_path):
+    for other in ("num_workers=2", "num_workers=auto", "backend=ray"):
+        with pytest.raises(ValueError, match=r"num_envs=2 is one process .*: give one or the other"):
+            prepare(tiny(checkpoint, tmp_path, "num_envs=2", other))
 
 
 def test_output_that_is_a_file(checkpoint, tmp_path):
@@ -178,10 +251,11 @@ def dps_eval(*overrides, **environment):
         ("samplers=[fast]", "dps-eval: there is no sampler 'fast'; known samplers: asd"),
         ("policy=no_such_policy", "dps-eval: 'no_such_policy' is neither an existing path nor a shipped policy"),
         ("num_epsiodes=3", "num_epsiodes"),
+        ("policy=lift task=can", "dps-eval: the policy observes object (10); task 'can' gives object (14)"),
     ],
 )
 def test_command_line_names_the_mistake(tmp_path, override, message):
-    done = dps_eval(f"output={tmp_path / 'out'}", override)
+    done = dps_eval(f"output={tmp_path / 'out'}", *override.split())
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -195,4 +269,12 @@ def test_without_offscreen_opengl_there_is_a_notice_and_no_video(checkpoint, tmp
     assert done.returncode == 0, done.stderr
     assert "no videos: there is no offscreen OpenGL here (tried MUJOCO_GL=disable)" in done.stdout
     assert (tmp_path / "out" / "eval_log.json").is_file()
-    assert not Path(tmp_path / "out" / "speculative" / "video.mp4").exists()
+    assert not list((tmp_path / "out").rglob("*.mp4"))
+
+
+def test_help_is_for_newcomers():
+    done = dps_eval("--help")
+    assert done.returncode == 0, done.stderr
+    for part in ("how often a policy succeeds", "dps-eval -m sampler=ddpm100,asd", "task: can, ", "num_episodes: 20"):
+        assert part in done.stdout
+    assert "Powered by Hydra" not in done.stdout
