@@ -42,7 +42,11 @@ assert not loaded, loaded
     ("module", "extra", "use"),
     [
         ("h5py", "data", "from diffpolicy_spec.data import read_robomimic; read_robomimic('x.hdf5', {})"),
+        ("zarr", "data", "from diffpolicy_spec.data import read_replay_buffer; read_replay_buffer('x.zarr', {})"),
         ("gymnasium", "sim", "import diffpolicy_spec.envs"),
+        ("gym_pusht", "pusht", "from diffpolicy_spec.envs import make_env; make_env('pusht')"),
+        ("mujoco", "pusht", "from diffpolicy_spec.envs import make_env; make_env('pusht_mujoco')"),
+        ("gymnasium_robotics", "kitchen", "from diffpolicy_spec.envs import make_env; make_env('kitchen')"),
         ("mujoco", "sim", "from diffpolicy_spec.envs import make_env; make_env('lift')"),
         ("robosuite", "sim", "from diffpolicy_spec.envs import make_env; make_env('lift')"),
         ("hydra", "sim", "from diffpolicy_spec.envs.collect import main; main()"),

@@ -143,7 +143,10 @@ def _array(root: Any, group: str, key: str, path: str | Path) -> NDArray[Any]:
     if name not in root or not isinstance(root[name], zarr.Array):
         there = sorted(root[group].array_keys()) if group in root else []
         raise DataError(f"{path} has no '{name}'; there are: {', '.join(there) or 'none'}")
-    return np.asarray(root[name][...])
+    try:
+        return np.asarray(root[name][...])
+    except (RuntimeError, ValueError, OSError) as error:  # what the decompressors raise
+        raise DataError(f"{path}: '{name}' cannot be read: {error}") from error
 
 
 def _observation(root: Any, key: str, dim: int, rows: int, path: str | Path) -> NDArray[Any]:
