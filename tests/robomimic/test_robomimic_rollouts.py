@@ -25,10 +25,11 @@ def lift_args():
 
 def test_the_shipped_policy_solves_lift_in_robomimics_own_loop(lift_args):
     from robomimic.algo import RolloutPolicy
-    from robomimic.envs.env_robosuite import EnvRobosuite
     from robomimic.utils.train_utils import rollout_with_stats, run_rollout
 
     env = create_env(lift_args, seed=1)
+    from robomimic.envs.env_robosuite import EnvRobosuite  # after create_env, which stands in for mujoco_py
+
     policy = load_policy("lift")
     rollout = as_rollout_policy(policy, policy.bind(SamplerConfig("speculative")), seed=7)
     assert isinstance(env, EnvRobosuite)
