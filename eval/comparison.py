@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from diffpolicy_spec.eval.intervals import paired_interval, paired_statistic, qu
 from diffpolicy_spec.optional import require
 
 __all__ = [
-    "Comparison", "compare_scores", "compare_successes", "episodes_needed", "episodes_needed_for_scores", "holm",
-    "mcnemar",
+    "Comparison", "compare_scores", "compare_successes", "episodes_needed", "episodes_needed_for_difference",
+    "episodes_needed_for_scores", "holm", "mcnemar",
 ]  # fmt: skip
 
 POWER = 0.8
@@ -37,8 +37,12 @@ class Comparison:
         margin: the difference that would not matter.
         equal_low, equal_high: interval of the difference at 1 - 2 alpha.
         equal: that interval lies inside (-margin, margin): both one-sided tests at level alpha say so (TOST).
-        needed: episodes after which `equal` would be said with probability POWER, if there is no difference at all and
-            pairs go on to disagree as often as they did; None where it is said, or cannot be estimated.
+        needed: episodes after which `needed_for` would be said with probability POWER, if the true difference is
+            `assumed` and pairs go on to disagree as often as they did. None where "equal" is said already, where more
+            than ten million would be needed, or where as many are there already.
+        needed_for: "equal" or "different"; "" where no plan follows from the data.
+        assumed: 0, no difference. Where as many episodes as that needs are there and said nothing, the difference seen;
+            once that is no smaller than the margin, `needed_for` is "different".
         disagreement: that rate, (only_a + only_b + 1) / (pairs + 2), or the standard deviation of the differences.
         alpha: level of every test.
     """
@@ -61,6 +65,8 @@ class Comparison:
     equal_high: float
     equal: bool
     needed: int | None
+    needed_for: str
+    assumed: float
     disagreement: float
     alpha: float
 
@@ -100,12 +106,16 @@ def compare_successes(a: ArrayLike, b: ArrayLike, *, margin: float, alpha: float
     low, high = paired_interval(only_b, only_a, n, 1 - alpha)
     equal_low, equal_high = paired_interval(only_b, only_a, n, 1 - 2 * alpha)
     equal = -margin < equal_low and equal_high < margin
-    discordance = (only_a + only_b + 1) / (n + 2)
+    discordance, found = (only_a + only_b + 1) / (n + 2), (only_b - only_a) / n
     p = mcnemar(only_a, only_b)
+    plan = _plan(
+        equal, n, found, margin,
+        lambda d: episodes_needed(discordance, margin, alpha, difference=d),
+        lambda: episodes_needed_for_difference(discordance, found, alpha),
+    )  # fmt: skip
     return Comparison(
         "success", n, float(x.mean()), float(y.mean()), int((x & y).sum()), only_a, only_b, int((~x & ~y).sum()),
-        (only_b - only_a) / n, low, high, p, p < alpha, margin, equal_low, equal_high, equal,
-        None if equal else episodes_needed(discordance, margin, alpha), discordance, alpha,
+        found, low, high, p, p < alpha, margin, equal_low, equal_high, equal, *plan, discordance, alpha,
     )  # fmt: skip
 
 
@@ -126,11 +136,38 @@ def compare_scores(a: ArrayLike, b: ArrayLike, *, margin: float, alpha: float = 
         p = float(2 * t.sf(abs(mean) / error, n - 1))
         wide, narrow = (float(t.ppf(q, n - 1)) * error for q in (1 - alpha / 2, 1 - alpha))
     equal = -margin < mean - narrow and mean + narrow < margin
+    spread = deviation * deviation
+    plan = _plan(
+        equal or deviation == 0, n, mean, margin,
+        lambda d: episodes_needed_for_scores(deviation, margin, alpha, difference=d),
+        lambda: math.ceil(spread * ((quantile(1 - alpha / 2) + quantile(POWER)) / mean) ** 2),
+    )  # fmt: skip
     return Comparison(
         "score", n, float(x.mean()), float(y.mean()), None, None, None, None, mean, mean - wide, mean + wide, p,
-        p < alpha, margin, mean - narrow, mean + narrow, equal,
-        None if equal or deviation == 0 else episodes_needed_for_scores(deviation, margin, alpha), deviation, alpha,
+        p < alpha, margin, mean - narrow, mean + narrow, equal, *plan, deviation, alpha,
     )  # fmt: skip
+
+
+def _plan(
+    equal_already: bool,
+    pairs: int,
+    found: float,
+    margin: float,
+    equal: Callable[[float], int | None],
+    different: Callable[[], int | None],
+) -> tuple[int | None, str, float]:
+    """needed, needed_for and assumed of `Comparison`."""
+    if equal_already:
+        return None, "", 0.0
+    needed = equal(0.0)
+    if needed is None or needed > pairs:
+        return needed, "equal", 0.0
+    if abs(found) < margin:
+        needed, what = equal(found), "equal"
+    else:
+        needed, what = different(), "different"
+    # As many are there already and it was missed by chance: no plan follows from that.
+    return (None, "", found) if needed is not None and needed <= pairs else (needed, what, found)
 
 
 def _pairs(a: np.ndarray, b: np.ndarray, margin: float, alpha: float) -> int:
@@ -141,40 +178,64 @@ def _pairs(a: np.ndarray, b: np.ndarray, margin: float, alpha: float) -> int:
     return len(a)
 
 
-def episodes_needed_for_scores(deviation: float, margin: float, alpha: float = 0.05, power: float = POWER) -> int:
-    """n = (s (z_{1-alpha} + z_{(1+power)/2}) / margin)^2, for differences with deviation s around 0."""
-    return max(2, math.ceil((deviation * (quantile(1 - alpha) + quantile((1 + power) / 2)) / margin) ** 2))
+def episodes_needed_for_scores(
+    deviation: float, margin: float, alpha: float = 0.05, power: float = POWER, *, difference: float = 0.0
+) -> int:
+    """n = (s (z_{1-alpha} + z_{power'}) / (margin - |d|))^2, for differences with deviation s around d.
+
+    power' = (1 + power) / 2 around d = 0, where either test may fail, else power, as the nearer one decides.
+    """
+    z = quantile(1 - alpha) + quantile(power if difference else (1 + power) / 2)
+    return max(2, math.ceil((deviation * z / (margin - abs(difference))) ** 2))
 
 
-def episodes_needed(discordance: float, margin: float, alpha: float = 0.05, power: float = POWER) -> int | None:
+def episodes_needed_for_difference(
+    discordance: float, difference: float, alpha: float = 0.05, power: float = POWER
+) -> int:
+    """Episodes after which McNemar's test finds the difference d with probability `power`.
+
+    Connor, Biometrics 43 (1987):  n = (z_{1-alpha/2} sqrt(psi) + z_power sqrt(psi - d^2))^2 / d^2,  psi = discordance
+    """
+    psi, d = discordance, difference
+    root = quantile(1 - alpha / 2) * math.sqrt(psi) + quantile(power) * math.sqrt(max(psi - d * d, 0))
+    return math.ceil(root * root / (d * d))
+
+
+def episodes_needed(
+    discordance: float, margin: float, alpha: float = 0.05, power: float = POWER, *, difference: float = 0.0
+) -> int | None:
     """Episodes after which "equal within margin" is said with probability `power`, if that is true.
 
-    There is no difference, and a share `discordance` of the seeds ends differently: D ~ Binomial(n, discordance) seeds
-    disagree, b ~ Binomial(D, 1/2) of them in favour of one side. The probability is summed exactly, over the pairs
-    (b, D - b) for which both of Tango's tests pass.
+    The true difference is `difference`, and a share `discordance` of the seeds ends differently:
+    D ~ Binomial(n, discordance) seeds disagree, b ~ Binomial(D, (1 + difference / discordance) / 2) of them in favour
+    of one side. The probability is summed exactly, over the pairs (b, D - b) for which both of Tango's tests pass.
 
     Returns:
         None where more than ten million would be needed.
     """
     if not 0 < discordance <= 1 or not 0 < margin < 1:
         raise ValueError(f"discordance must be in (0, 1] and margin in (0, 1), got {discordance} and {margin}")
+    if not abs(difference) < margin:
+        raise ValueError(
+            f"a difference of {difference} is not within the margin of {margin}: no number of episodes shows it"
+        )
     few, many = 1, 16
-    while _power(many, discordance, margin, alpha) < power:
+    while _power(many, discordance, margin, alpha, difference) < power:
         few, many = many, 2 * many
         if many > _MOST:
             return None
     # The probability rises in teeth; what is found is a place where it crosses `power`.
     while many - few > max(1, few // 500):
         middle = (few + many) // 2
-        if _power(middle, discordance, margin, alpha) < power:
+        if _power(middle, discordance, margin, alpha, difference) < power:
             few = middle
         else:
             many = middle
     return many
 
 
-def _power(n: int, discordance: float, margin: float, alpha: float) -> float:
-    """Chance that n pairs without a difference are called equal."""
+def _power(n: int, discordance: float, margin: float, alpha: float, difference: float = 0.0) -> float:
+    """Chance that n pairs are called equal."""
     binom: Any = require("scipy.stats", extra="eval", needed_by="the number of episodes needed").binom
     z = quantile(1 - alpha)
     first, last = (int(v) for v in binom.ppf([1e-6, 1 - 1e-6], n, discordance))
@@ -192,5 +253,6 @@ def _power(n: int, discordance: float, margin: float, alpha: float) -> float:
         passes = (j <= total // 2) & (paired_statistic(b, total - b, n, margin) < -z)
         none, all_ = np.where(passes & (all_ - none > 1), j, none), np.where(~passes & (all_ - none > 1), j, all_)
     most = (total + total % 2 + 2 * none) // 2  # the largest b that passes
-    inside = np.where(none < 0, 0.0, binom.cdf(most, total, 0.5) - binom.cdf(total - most - 1, total, 0.5))
+    half = min(1.0, max(0.0, (1 + difference / discordance) / 2))
+    inside = np.where(none < 0, 0.0, binom.cdf(most, total, half) - binom.cdf(total - most - 1, total, half))
     return float((weight * inside).sum())
