@@ -24,6 +24,7 @@ class Task:
         obs: observation keys and their lengths, in diffusion_policy's order.
         action_reprs: what its actions may be; the first is the default.
         control_freq: actions a second, Hz.
+        zero_holds: whether an action of zeros keeps the robot where it is, as velocities do; targets are repeated.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Task:
     obs: tuple[tuple[str, int], ...]
     action_reprs: tuple[str, ...]
     control_freq: float
+    zero_holds: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ TASKS: dict[str, Task] = {
             obs=(("observation", 59),),
             action_reprs=("raw",),
             control_freq=12.5,
+            zero_holds=True,
         ),
     )
 }

@@ -68,6 +68,15 @@ class Cell:
         """
         return hashlib.sha256(json.dumps({**self.to_dict(), "policy": None}, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def title(self) -> str:
+        """The sampler's name, with the rate and the latency where the world does not wait."""
+        if self.mode == "lockstep":
+            return self.sampler
+        latency = "" if self.latency == "measured" else f", {self.latency:g} ms"
+        holds = ", holds" if self.meanwhile == "hold" else ""
+        return f"{self.sampler} at {self.control_hz:g} Hz{latency}{holds}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**asdict(self), "timesteps": list(self.timesteps)}

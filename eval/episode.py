@@ -37,6 +37,9 @@ class Episode:
     Attributes:
         history: the last To observations; before the episode there is the first one, repeated.
         plan: (T, Da) the plan before, normalised; None at first.
+        chunk: (P, Da) that plan's actions from its observation on, in their own units; None at first.
+        since: steps since that observation.
+        last: (Da,) the action executed last; None at first.
         chunks: asked of the policy so far.
         steps: taken so far.
         success, max_reward, metrics: so far.
@@ -47,6 +50,9 @@ class Episode:
         self.seed = seed
         self.history = deque([observation] * n_obs_steps, maxlen=n_obs_steps)
         self.plan: Tensor | None = None
+        self.chunk: np.ndarray | None = None
+        self.since = 0
+        self.last: np.ndarray | None = None
         self.chunks = self.steps = 0
         self.success = self.done = False
         self.max_reward = -np.inf
@@ -58,9 +64,9 @@ class Episode:
         """The source of the next chunk's noise."""
         return chunk_generator(self.seed, self.chunks)
 
-    def planned(self, plan: Tensor) -> None:
-        """Take on a plan (T, Da), normalised."""
-        self.plan, self.chunks = plan, self.chunks + 1
+    def planned(self, plan: Tensor, chunk: np.ndarray | None = None) -> None:
+        """Take on a plan (T, Da), normalised, and its actions (P, Da) from the newest observation on."""
+        self.plan, self.chunk, self.since, self.chunks = plan, chunk, 0, self.chunks + 1
 
     def executed(self, actions: np.ndarray, what: Executed, max_steps: int | None) -> None:
         """Take on what came of the first of the actions (n, Da)."""
@@ -68,7 +74,7 @@ class Episode:
         self.history.extend(what.observations)
         self.max_reward = max(self.max_reward, *what.rewards)
         self._actions.update(np.ascontiguousarray(actions[:taken], np.float64).tobytes())
-        self.steps += taken
+        self.steps, self.since, self.last = self.steps + taken, self.since + taken, actions[taken - 1]
         self.success = self.success or what.success
         self.metrics = dict(what.metrics)
         self.done = what.done or (max_steps is not None and self.steps >= max_steps)

@@ -59,7 +59,7 @@ class _Run:
         found = []
         for key, work in self.settings.works.items():
             for seed in self.settings.seeds:
-                film = seed == self.settings.film
+                film = work.video and seed == self.settings.film
                 there = seed in self.done[key]
                 filmed = (self.settings.output / video_path(work.cell, seed)).exists()
                 if not there or (film and not filmed):

@@ -26,9 +26,9 @@ def video_path(cell: Cell, seed: int) -> str:
 
 
 def labels(cells: Mapping[str, Cell]) -> dict[str, str]:
-    """A name for each cell by its id: the sampler's, with the task and the id where that does not tell them apart."""
+    """A name for each cell by its id: its title, with the task and the id where that does not tell them apart."""
     tasks = {cell.task for cell in cells.values()}
-    short = {key: c.sampler if len(tasks) == 1 else f"{c.task}/{c.sampler}" for key, c in cells.items()}
+    short = {key: c.title if len(tasks) == 1 else f"{c.task}/{c.title}" for key, c in cells.items()}
     names = list(short.values())
     return {key: name if names.count(name) == 1 else f"{name} ({key[:6]})" for key, name in short.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from diffpolicy_spec.eval.episode import Episode, chunk_generator
 from diffpolicy_spec.eval.errors import Retries
+from diffpolicy_spec.eval.pacing import LOCKSTEP, Pace
 from diffpolicy_spec.eval.records import ChunkRecord
 from diffpolicy_spec.eval.subscribers import ChunkEvent, EpisodeStart, StepEvent, Subscriber
 from diffpolicy_spec.eval.worlds import Begun, Executed, Lost, Start, World
@@ -141,6 +143,7 @@ def run_episodes(
     max_steps: int | None = None,
     film: Collection[int] = (),
     first_call: int = 0,
+    pace: Pace = LOCKSTEP,
 ) -> None:
     """Run one episode per seed and tell the subscribers.
 
@@ -160,6 +163,7 @@ def run_episodes(
         max_steps: end episodes after so many steps; default: the environment's own horizon.
         film: seeds of which the subscribers get frames.
         first_call: number of the first policy call in the records.
+        pace: whether the world waits for the policy; where it does not, actions that come too late are dropped.
 
     Raises:
         EpisodeLostError: processes died over the same episode again and again.
@@ -195,14 +199,17 @@ def run_episodes(
         output, latency_ms = _call(policy, sampler, episodes)
         records = chunk_records(output, latency_ms, [(e.seed, e.chunks) for e in episodes], call)
         call += 1
-        actions = output.action.detach().cpu().numpy()
         plans = output.action_pred.detach().cpu().numpy()
         slices: dict[int, np.ndarray] = {}
         for n, (i, episode) in enumerate(running.items()):
-            tell("on_chunk", ChunkEvent(records[n], actions[n], plans[n]))
-            episode.planned(output.plan[n])
+            chunk = plans[n, policy.config.n_obs_steps - 1 :]
+            due = pace.due(episode, chunk, policy.config.n_action_steps, latency_ms)
+            timing = {"waited": due.waited, "stale": due.stale, "held": due.held}
+            record = replace(records[n], **timing, deadline_missed=due.deadline_missed)
+            tell("on_chunk", ChunkEvent(record, due.actions, plans[n]))
+            episode.planned(output.plan[n], chunk)
             left = None if max_steps is None else max_steps - episode.steps
-            slices[i] = actions[n][:left]
+            slices[i] = due.actions[:left]
         for i, executed in world.execute(slices).items():
             if isinstance(executed, Lost):
                 lost(running.pop(i).seed, executed.how)

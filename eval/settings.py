@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from diffpolicy_spec.checkpoints.shipped import shipped_names
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.eval.cells import Cell
+from diffpolicy_spec.eval.pacing import Pace
 from diffpolicy_spec.eval.spread import Spread
 from diffpolicy_spec.eval.store import Store
 from diffpolicy_spec.eval.video import offscreen_backend
@@ -22,7 +24,15 @@ from diffpolicy_spec.optional import require
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
 
-__all__ = ["Settings", "known_samplers", "prepare", "resolve_policies", "resolve_samplers", "resolve_tasks"]
+__all__ = [
+    "Settings",
+    "known_samplers",
+    "prepare",
+    "resolve_paces",
+    "resolve_policies",
+    "resolve_samplers",
+    "resolve_tasks",
+]
 
 _SAMPLER_KEYS = ("name", "method", "num_inference_steps", "eta", "options")
 
@@ -262,6 +272,32 @@ def _choose_video(wanted: bool, notices: list[str]) -> bool:
     return True
 
 
+def resolve_paces(cfg: Mapping[str, Any], spread: Spread) -> list[dict[str, Any]]:
+    """What `cfg["realtime"]` asks for, as fields of a `Cell`: one {} where the world waits, else one for each rate.
+
+    Raises:
+        ValueError: rates, a latency or a `meanwhile` that cannot be.
+    """
+    wanted = cfg["realtime"]
+    rates, latency = wanted["control_hz"], wanted["latency"]
+    if rates is None:
+        return [{}]
+    rates = [rates] if isinstance(rates, int | float) else list(rates)
+    if isinstance(latency, bool) or not (latency == "measured" or isinstance(latency, int | float)):
+        raise ValueError(f"realtime.latency must be measured or milliseconds, got {latency!r}")
+    if latency == "measured" and spread.num_envs > 1:
+        raise ValueError("with num_envs > 1 a batched call would be late for all: give realtime.latency, or num_envs=1")
+    if not rates or any(isinstance(hz, bool) or not isinstance(hz, int | float) for hz in rates):
+        raise ValueError(f"realtime.control_hz must be a rate in Hz or a list of them, got {wanted['control_hz']!r}")
+    for hz in rates:
+        Pace(float(hz), None if latency == "measured" else float(latency), wanted["meanwhile"])
+    latency = latency if latency == "measured" else float(latency)
+    return [
+        {"mode": "realtime", "control_hz": float(hz), "latency": latency, "meanwhile": wanted["meanwhile"]}
+        for hz in dict.fromkeys(rates)
+    ]
+
+
 def _cell(policy: Any, name: str, task: str, sampler: str, bound: BoundSampler, runtime: Any, steps: int) -> Cell:
     from diffpolicy_spec.choice.fingerprint import fingerprint
     from diffpolicy_spec.envs.tasks import get_task
@@ -310,7 +346,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     require("pyarrow", extra="eval", needed_by="the results store")
     if spread.backend == "ray":
         require("ray", extra="ray", needed_by="backend=ray")
-    chosen, tasks = resolve_samplers(cfg), resolve_tasks(cfg)
+    chosen, tasks, paces = resolve_samplers(cfg), resolve_tasks(cfg), resolve_paces(cfg, spread)
     names = resolve_policies(cfg, tasks)
     runtime, device = RuntimeConfig(**cfg["runtime"]), str(parse_device(cfg["device"]))
     notices: list[str] = []
@@ -342,20 +378,20 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
         horizon = get_task(task).horizon
         steps = horizon if cfg["max_steps"] is None else min(cfg["max_steps"], horizon)
         given = cfg["policy"][task] if isinstance(cfg["policy"], Mapping) else cfg["policy"]
-        for sampler in chosen:
+        label = task if given == "shipped" else str(given)
+        for sampler, pace in product(chosen, paces):
             one = bound[name, sampler["name"]]
-            label = task if given == "shipped" else str(given)
-            cell = _cell(policy, label, task, sampler["name"], one, runtime, steps)
+            cell = replace(_cell(policy, label, task, sampler["name"], one, runtime, steps), **pace)
             works[cell.id] = Work(
                 cell=cell,
-                label=sampler["name"] if len(tasks) == 1 else f"{task} {sampler['name']}",
+                label=" ".join(([] if len(tasks) == 1 else [task]) + [cell.title]),
                 policy=name,
                 sampler=one.config,
                 runtime=runtime,
                 device=device,
                 num_threads=cfg["num_threads"],
                 warmup_calls=cfg["warmup_calls"],
-                video=video,
+                video=video and not pace,  # films are of worlds that wait
             )
     notices += _latency_notices(spread)
     return Settings(

@@ -25,6 +25,7 @@ from diffpolicy_spec.eval.workers import (
     Worker,
     first_call,
     make_environment,
+    pace,
     pack,
     run_here,
     run_on_processes,
@@ -127,7 +128,7 @@ def _lockstep_cell(worker: Worker, work: Work, world: ProcessWorld, jobs: list[J
     warm_up(policy, sampler, world, jobs[0].seed, work.warmup_calls, len(world))
     run_episodes(
         policy, sampler, world, list(by_seed), subscribers=[video, Recorder(finished)], max_steps=work.cell.max_steps,
-        film=[job.seed for job in jobs if job.film], first_call=first_call(),
+        film=[job.seed for job in jobs if job.film], first_call=first_call(), pace=pace(work),
     )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ class ChunkEvent:
 
     Attributes:
         record: what it cost.
-        action: (Ta, Da) the actions about to be executed, in the environment's units.
+        action: (N, Da) the actions about to be executed, in the environment's units: Ta of the chunk, or, where the
+            world does not wait, what is done until it is there and what is left of it then.
         plan: (T, Da) the whole predicted horizon, in the same units.
     """
 

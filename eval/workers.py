@@ -16,6 +16,7 @@ import torch
 
 from diffpolicy_spec.eval.cells import Cell
 from diffpolicy_spec.eval.errors import Retries, RunError
+from diffpolicy_spec.eval.pacing import Pace, pace_of
 from diffpolicy_spec.eval.processes import DeadPeerError, Peer
 from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
 from diffpolicy_spec.eval.results import environment
@@ -26,7 +27,19 @@ from diffpolicy_spec.eval.worlds import LocalWorld
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
 
-__all__ = ["Done", "Job", "Listener", "Work", "Worker", "first_call", "pack", "renders", "run_here", "run_on_processes"]
+__all__ = [
+    "Done",
+    "Job",
+    "Listener",
+    "Work",
+    "Worker",
+    "first_call",
+    "pace",
+    "pack",
+    "renders",
+    "run_here",
+    "run_on_processes",
+]
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,7 @@ class Worker:
         try:
             run_episodes(
                 policy, sampler, world, [job.seed], subscribers=subscribers, max_steps=work.cell.max_steps,
-                film=[job.seed] if film else [], first_call=first_call(),
+                film=[job.seed] if film else [], first_call=first_call(), pace=pace(work),
             )  # fmt: skip
         except Exception as error:
             error.add_note(f"in the episode with seed {job.seed} of {work.label}")
@@ -236,6 +249,13 @@ def make_environment(task: str, action_repr: str, video: bool) -> Any:
     from diffpolicy_spec.envs import make_env
 
     return make_env(task, action_repr=action_repr, render_mode="rgb_array" if video else None)
+
+
+def pace(work: Work) -> Pace:
+    """How time passes in a cell."""
+    from diffpolicy_spec.envs.tasks import get_task
+
+    return pace_of(work.cell, zero_holds=get_task(work.cell.task).zero_holds)
 
 
 def run_here(worker: Worker, jobs: Iterable[Job], listener: Listener) -> None:
