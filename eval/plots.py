@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpolicy_spec.eval.statistics import Summary
+from diffpolicy_spec.eval.summary import Summary
 from diffpolicy_spec.optional import require
 
 __all__ = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from diffpolicy_spec.eval.statistics import Summary
+from diffpolicy_spec.eval.report.markdown import markdown_table
+from diffpolicy_spec.eval.summary import Summary
 
 __all__ = ["markdown_table", "report"]
 
@@ -14,19 +15,6 @@ ms: latency of a policy call. wall speed-up: median latency of the full DDPM cha
 calls, rows: sequential network calls and rows evaluated, mean of a chunk. accepted: drafted steps that passed their
 test. algorithmic speed-up: steps of the full chain / calls. outside network: share of the wall-clock.
 rejection waste: rows evaluated for drafts that were dropped. -: not defined for this sampler or run."""
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to equal width; the first is left-aligned, the others right-aligned."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = cells
-        padded = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
 def _number(value: float | None, form: str) -> str:
