@@ -109,7 +109,8 @@ def modern_env_args(env_args: Mapping[str, Any]) -> dict[str, Any]:
     task = _task(env_args.get("env_name"))
     old = _is_old(env_args)
     kwargs = dict(env_args["env_kwargs"])
-    kwargs.pop("env_name", None)  # some converters of robomimic leave it there
+    for name in ("env_name", "env_lang"):  # robomimic's own notes
+        kwargs.pop(name, None)
     if "mount_types" in kwargs:  # 1.4's name
         kwargs["base_types"] = kwargs.pop("mount_types")
     robots = kwargs.get("robots", list(task.robots))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import weakref
 from ctypes.util import find_library
 from typing import Any
 
@@ -96,9 +98,8 @@ class OffscreenRenderer:
     def close(self) -> None:
         """Free the OpenGL context; a later frame opens a new one."""
         if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
+            self._free()
+            atexit.unregister(self._free)
             self._gl = None
 
     def _open(self, mujoco: Any, model: Any) -> None:
@@ -113,6 +114,10 @@ class OffscreenRenderer:
                 f"no offscreen OpenGL through {backend} ({type(error).__name__}: {error}). {_REMEDY}"
             ) from error
         self._gl = gl
+        # A renderer that nobody closes is freed with its last reference, or before MuJoCo's own exit function ends EGL.
+        self._free = weakref.finalize(self, _free, gl, self._context)
+        self._free.atexit = False
+        atexit.register(self._free)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -131,3 +136,9 @@ def checked_size(size: tuple[int, int]) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f"frames need a size of at least 1 x 1 pixel, got {height} x {width}")
     return height, width
+
+
+def _free(gl: Any, context: Any) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()

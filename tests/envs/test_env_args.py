@@ -113,7 +113,7 @@ def test_an_old_dataset_becomes_an_environment_of_today(tmp_path, delta):
 
 def test_the_same_actions_move_the_arm_the_same_way_under_old_settings():
     """damping 1 and the world frame are what the single arm has today: only the layout of "object" differs."""
-    args = old_args(controller=OLD_CONTROLLER | {"damping": 1}, lite_physics=True)
+    args = old_args(controller=OLD_CONTROLLER | {"damping": 1}, lite_physics=True, env_lang="lift the cube")
     with make_env("lift", action_repr="delta") as today, make_env_from_args(args) as old:
         a, b = today.reset(seed=3)[0], old.reset(seed=3)[0]
         rng = np.random.default_rng(0)

@@ -64,3 +64,20 @@ def test_unknown_camera_is_named():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "no camera 'nowhere'; it has" in done.stderr
     assert "agentview" in done.stderr
+
+
+def test_a_renderer_that_nobody_closes_ends_quietly():
+    program = """
+from diffpolicy_spec.envs import RenderUnavailable, make_env
+env = make_env("lift", render_mode="rgb_array", cameras=["agentview"])
+try:
+    env.reset(seed=0)
+    env.render()
+except RenderUnavailable as error:
+    print("unavailable:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if "unavailable:" in done.stdout:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "Exception ignored" not in done.stderr
