@@ -1,7 +1,10 @@
 """Image observations: robosuite's own pixels, the right way up, several cameras of one context, physics untouched."""
 
+import warnings
+
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from diffpolicy_spec.envs import RenderUnavailable, get_task, make_env
 from diffpolicy_spec.envs.suite import load_robosuite
@@ -74,6 +77,15 @@ def test_images_stand_behind_the_state_in_the_observation():
             assert obs[f"{name}_image"].dtype == np.uint8
         assert not np.array_equal(obs["agentview_image"], obs["robot0_eye_in_hand_image"])
         assert env.render() is None
+
+
+def test_gymnasium_checker_passes_with_images():
+    with image_env(cameras=("agentview",), image_size=24) as env, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Advice, not faults: observations are unbounded, images smaller than a convolution likes.
+        for advice in (".*infinity.*", ".*is different from the unwrapped version.*", ".*smaller than 36x36.*"):
+            warnings.filterwarnings("ignore", message=advice)
+        check_env(env, skip_render_check=True)
 
 
 def test_images_do_not_touch_the_simulation():
