@@ -57,11 +57,6 @@ SAMPLERS = (
 )
 
 
-def cells_of(task: str, *, hz: Sequence[float] = (), samplers: Sequence[Sampler] = SAMPLERS) -> dict[str, Sampler]:
-    """Cell id -> sampler, in lockstep and at each control rate in real time; declares nothing."""
-    return {cell.id: s for cell, s in _cells(task, hz, samplers)}
-
-
 def _cells(task: str, hz: Sequence[float], samplers: Sequence[Sampler]) -> list[tuple[Cell, Sampler]]:
     found = []
     for rate in (None, *hz):
@@ -86,7 +81,7 @@ def _cells(task: str, hz: Sequence[float], samplers: Sequence[Sampler]) -> list[
 def make_store(
     path: Path, task: str, episodes: int, *, chunks: int = 30, hz: Sequence[float] = (), seed: int = 0,
     samplers: Sequence[Sampler] = SAMPLERS, graded: bool = False, metrics: bool = False,
-    environment: dict[str, Any] | None = None, part: int = 1000,
+    environment: dict[str, Any] | None = None, part: int = 1000, first: int = 100000,
 ) -> int:  # fmt: skip
     """Add `episodes` of every sampler, in lockstep and at each control rate; returns how many there are.
 
@@ -95,22 +90,23 @@ def make_store(
         graded: whether max_reward is a score in [0, 1] rather than success.
         metrics: whether episodes have p_1 and p_2.
         part: episodes of a file.
+        first: seed.
     """
     store, rng, total = Store.open(path), np.random.default_rng(seed), 0
     text = json.dumps(environment or ENVIRONMENT, sort_keys=True)
     ease = rng.random(episodes)  # of each seed, the same for every sampler
     for cell, sampler in _cells(task, hz, samplers):
         store.declare(cell)
-        for first in range(0, episodes, part):
-            seeds = np.arange(first, min(first + part, episodes))
+        for begin in range(0, episodes, part):
+            seeds = np.arange(begin, min(begin + part, episodes))
             columns = _episodes(cell, sampler, ease[seeds], chunks, rng, graded)
-            columns |= {"cell": [cell.id] * len(seeds), "seed": 100000 + seeds, "environment": [text] * len(seeds)}
+            columns |= {"cell": [cell.id] * len(seeds), "seed": first + seeds, "environment": [text] * len(seeds)}
             p = [json.dumps({"p_1": float(s), "p_2": float(s and e > 0.5)}) if metrics else ""
                  for s, e in zip(columns["success"], ease[seeds], strict=True)]  # fmt: skip
             columns["metrics"] = p
             arrays = [pa.array(columns[f.name]).cast(f.type) for f in schema()]
             table = pa.table(arrays, schema=schema())
-            parquet.write_table(table, path / "parts" / f"1-{cell.id}{first:08d}.parquet", compression="zstd")
+            parquet.write_table(table, path / "parts" / f"1-{cell.id}{first + begin:08d}.parquet", compression="zstd")
             total += len(seeds)
     return total
 

@@ -86,12 +86,12 @@ _SECTION = """
 <p class="soft">The same start, played at the task's own rate. NOTE</p>
 <noscript><p class="warn">The videos need JavaScript.</p></noscript>
 <div class="controls">
-<label>Task <select id="film-task"></select></label>
-<label>Seed <select id="film-seed"></select></label>
-<label>Left <select id="film-sampler-a"></select></label>
-<label>Right <select id="film-sampler-b"></select></label>
-<label>Speed <select id="film-speed">
-<option value="0.5">0.5x</option><option value="1" selected>1x</option><option value="2">2x</option></select></label>
+<div><label for="film-task">Task</label><select id="film-task"></select></div>
+<div><label for="film-seed">Seed</label><select id="film-seed"></select></div>
+<div><label for="film-sampler-a">Left</label><select id="film-sampler-a"></select></div>
+<div><label for="film-sampler-b">Right</label><select id="film-sampler-b"></select></div>
+<div><label for="film-speed">Speed</label><select id="film-speed">
+<option value="0.5">0.5x</option><option value="1" selected>1x</option><option value="2">2x</option></select></div>
 <button id="film-play" type="button">Play both</button>
 </div>
 <div class="videos" id="films-pair">

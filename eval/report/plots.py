@@ -8,7 +8,7 @@ import numpy as np
 
 from diffpolicy_spec.eval.latency import latencies
 from diffpolicy_spec.eval.report import words
-from diffpolicy_spec.eval.report.data import Group, Line, Report
+from diffpolicy_spec.eval.report.data import Group, Line, Pair, Report
 from diffpolicy_spec.eval.report.svg import Picture, category, linear, logarithmic
 
 __all__ = [
@@ -84,8 +84,9 @@ def time_split(group: Group) -> str | None:
         f"{x.label} {words.milliseconds(float(e[-1]))} ms, {words.percent(x.summary.overhead)} outside the network"
         for x, e in zip(lines, ends, strict=True)
     )
+    names = category([_short(x.label) for x in lines])
     picture = Picture(
-        f"{group.title}: where the time goes. {said}", linear(0, 1.22 * longest, 4), category([x.label for x in lines]),
+        f"{group.title}: where the time goes. {said}", linear(0, 1.22 * longest, 4), names,
         "mean time of a policy call (ms)", size=(460, 74 + 38 * len(lines)),
         margin=(_name_width(lines), 14, 10, 46), downwards=True,
     )  # fmt: skip
@@ -97,8 +98,13 @@ def time_split(group: Group) -> str | None:
     return str(picture)
 
 
+def _short(label: str) -> str:
+    """At most as long as `_name_width` has room for."""
+    return label if len(label) <= 22 else f"{label[:21]}…"
+
+
 def _name_width(lines: Sequence[Line]) -> int:
-    return min(190, 18 + int(7.2 * max(len(x.label) for x in lines)))
+    return 18 + int(7.4 * max(len(_short(x.label)) for x in lines))
 
 
 def acceptance(group: Group, colours: Colours) -> str | None:
@@ -149,29 +155,35 @@ def speedups(group: Group, colours: Colours) -> str | None:
 
 def differences(report: Report, colours: Colours) -> str | None:
     """Paired differences of success in lockstep with their intervals; the band is the margin."""
-    pairs = [(g, p) for g in report.groups for p in g.pairs if g.mode == "lockstep"]
-    if not pairs:
+    groups = [g for g in report.groups if g.mode == "lockstep" and g.pairs]
+    if not groups:
         return None
-    several = len({id(g) for g, _ in pairs}) > 1
-    names = [f"{g.title}: {p.b.label}" if several else p.b.label for g, p in pairs]
+    rows: list[tuple[Group, Pair | None]] = []  # a heading, then its samplers
+    for group in groups:
+        rows += [(group, None)] if len(groups) > 1 else []
+        rows += [(group, found) for found in group.pairs]
+    pairs = [(g, p) for g, p in rows if p is not None]
     ends = [100 * v for _, p in pairs for v in (p.success.low, p.success.high)]
     margin = 100 * report.margin
     low, high = min([*ends, -1.6 * margin]), max([*ends, 1.6 * margin])
-    said = "; ".join(f"{name} {words.difference(p.success)}" for name, (_, p) in zip(names, pairs, strict=True))
-    width = min(230, 18 + int(7.0 * max(map(len, names))))
+    said = "; ".join(f"{g.title}, {p.b.label} {words.difference(p.success)}" for g, p in pairs)
+    names = category([_short(p.b.label) if p else "" for _, p in rows])
     picture = Picture(
         f"Difference of success against the baseline, points, 95 % interval; the margin is {margin:g} points. {said}",
-        linear(max(-100.0, low - 1), min(100.0, high + 1), 5), category(names),
-        "difference of success (points), 95 % interval", size=(max(460, width + 300), 74 + 30 * len(names)),
-        margin=(width, 16, 10, 46), downwards=True,
+        linear(max(-100.0, low - 1), min(100.0, high + 1), 5), names,
+        "difference of success (points)", size=(460, 74 + 28 * len(rows)),
+        margin=(_name_width([p.b for _, p in pairs]), 16, 10, 46), downwards=True,
     )  # fmt: skip
-    picture.block((-margin, margin), (-0.5, len(names) - 0.5), "band", f"margin ±{margin:g} points")
+    picture.block((-margin, margin), (-0.5, len(rows) - 0.5), "band", f"margin ±{margin:g} points")
     picture.rule(0.0, "")
-    for row, (_, p) in enumerate(pairs):
-        c, colour = p.success, colours[p.b.label]
+    for row, (group, found) in enumerate(rows):
+        if found is None:
+            picture.heading(row, group.title)
+            continue
+        c, colour = found.success, colours[found.b.label]
         picture.bar((100 * c.low, 100 * c.high), (row, row), colour)
-        title = f"{names[row]}: {words.difference(c)}, {words.verdict(c)}"
-        picture.point(100 * c.difference, row, colour, title, filled=p.b.cell.exact)
+        title = f"{group.title}, {found.b.label}: {words.difference(c)}, {words.verdict(c)}"
+        picture.point(100 * c.difference, row, colour, title, filled=found.b.cell.exact)
     return str(picture)
 
 

@@ -117,6 +117,8 @@ class Picture:
                 f'<text class="tick" x="{at}" y="{bottom + 17}" text-anchor="middle">{escape(name)}</text>'
             )
         for value, name in self.y.ticks:
+            if not name:
+                continue
             at = _text(float(self._py(value)))
             self._parts.append(f'<path class="grid" d="M{left} {at}H{right}"/>')
             self._parts.append(
@@ -176,6 +178,10 @@ class Picture:
             self._say(
                 "note", f'x="{_text(at + shift)}" y="{_text(0.35 * self.box[2] + 0.65 * self.box[3])}"', name, anchor
             )
+
+    def heading(self, y: float, text: str) -> None:
+        """Text at the left edge of the picture, above the rows it belongs to."""
+        self._say("heading", f'x="6" y="{_text(float(self._py(y)))}" dy="4.5"', text, "start")
 
     def note(
         self, x: float, y: float, text: str, *, anchor: str = "start", shift: tuple[float, float] = (6, 4.5)

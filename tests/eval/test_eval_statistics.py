@@ -18,8 +18,8 @@ from diffpolicy_spec.eval.summary import Mean, reference_of, summarize, summariz
 
 CELL = Cell(
     task="lift", policy="lift", policy_fingerprint="0" * 16, sampler="asd", sampler_config={},
-    runtime={"mode": "eager"}, exact=True, verifies=True, reference=False, reference_steps=100, timesteps=(9, 6, 3, 0), action_repr="raw",
-    n_action_steps=8, control_freq=20.0, max_steps=400,
+    runtime={"mode": "eager"}, exact=True, verifies=True, reference=False, reference_steps=100,
+    timesteps=(9, 6, 3, 0), action_repr="raw", n_action_steps=8, control_freq=20.0, max_steps=400,
 )  # fmt: skip
 HERE = {"device": "cpu", "processor": "x", "num_threads": 1}
 
