@@ -57,9 +57,9 @@ SAMPLERS = (
 )
 
 
-def _cells(task: str, hz: Sequence[float], samplers: Sequence[Sampler]) -> list[tuple[Cell, Sampler]]:
+def _cells(task: str, hz: Sequence[float], samplers: Sequence[Sampler], lockstep: bool) -> list[tuple[Cell, Sampler]]:
     found = []
-    for rate in (None, *hz):
+    for rate in (*([None] if lockstep else []), *hz):
         for s in samplers:
             few = s.name == "ddim10"
             steps = 10 if few else STEPS
@@ -82,8 +82,9 @@ def make_store(
     path: Path, task: str, episodes: int, *, chunks: int = 30, hz: Sequence[float] = (), seed: int = 0,
     samplers: Sequence[Sampler] = SAMPLERS, graded: bool = False, metrics: bool = False,
     environment: dict[str, Any] | None = None, part: int = 1000, first: int = 100000,
+    lockstep: bool = True,
 ) -> int:  # fmt: skip
-    """Add `episodes` of every sampler, in lockstep and at each control rate; returns how many there are.
+    """Add `episodes` of every sampler, in lockstep (unless told not to) and at each control rate; returns how many.
 
     Args:
         chunks: of an episode, about.
@@ -91,11 +92,12 @@ def make_store(
         metrics: whether episodes have p_1 and p_2.
         part: episodes of a file.
         first: seed.
+        lockstep: whether there are cells in which the world waits.
     """
     store, rng, total = Store.open(path), np.random.default_rng(seed), 0
     text = json.dumps(environment or ENVIRONMENT, sort_keys=True)
     ease = rng.random(episodes)  # of each seed, the same for every sampler
-    for cell, sampler in _cells(task, hz, samplers):
+    for cell, sampler in _cells(task, hz, samplers, lockstep):
         store.declare(cell)
         for begin in range(0, episodes, part):
             seeds = np.arange(begin, min(begin + part, episodes))
