@@ -8,7 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpolicy_spec.envs.experts.can import CanExpert
 from diffpolicy_spec.envs.experts.lift import LiftExpert
+from diffpolicy_spec.envs.experts.square import SquareExpert
 
 __all__ = ["EXPERTS", "Expert", "UnknownExpertError", "make_expert"]
 
@@ -35,7 +37,11 @@ class Expert(Protocol):
         ...
 
 
-EXPERTS: dict[str, Callable[[np.random.Generator], Expert]] = {"lift": LiftExpert}
+EXPERTS: dict[str, Callable[[np.random.Generator], Expert]] = {
+    "lift": LiftExpert,
+    "can": CanExpert,
+    "square": SquareExpert,
+}
 
 
 def make_expert(task: str, rng: np.random.Generator) -> Expert:

@@ -5,8 +5,9 @@ import pytest
 
 from diffpolicy_spec.envs.demonstrate import demonstrate, demonstration_env
 from diffpolicy_spec.envs.experts import UnknownExpertError, make_expert
-from diffpolicy_spec.envs.experts.lift import LEASH, LiftExpert, LiftStyle
+from diffpolicy_spec.envs.experts.lift import LiftExpert, LiftStyle
 from diffpolicy_spec.envs.experts.motion import OrnsteinUhlenbeck
+from diffpolicy_spec.envs.experts.pick import LEASH
 from diffpolicy_spec.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 
@@ -99,5 +100,7 @@ def test_noise_has_the_deviation_and_memory_it_is_given():
 
 
 def test_other_tasks_have_no_expert():
-    with pytest.raises(UnknownExpertError, match="no scripted expert for task 'can'; there is one for lift"):
-        make_expert("can", np.random.default_rng(0))
+    with pytest.raises(
+        UnknownExpertError, match="no scripted expert for task 'transport'; there is one for can, lift, sq"
+    ):
+        make_expert("transport", np.random.default_rng(0))
