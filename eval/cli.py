@@ -46,7 +46,7 @@ def _run(prepared: tuple[Any, dict[str, Any]]) -> None:
     except Interrupted as error:
         print(f"\ndps-eval: {error}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (RunError, StoreError) as error:
+    except (RunError, StoreError, ConnectionError) as error:
         sys.exit(f"dps-eval: {error}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ def run_on_ray(works: Mapping[str, Work], jobs: Iterable[Job], listener: Listene
     waiting, retries = deque(jobs), Retries()
     ours = not ray.is_initialized()
     if ours:
+        _check_address(how.address)
         ray.init(
             address=how.address or "local", num_cpus=None if how.address else how.num_workers,
             include_dashboard=False if how.address is None else None, log_to_driver=False, logging_level="ERROR",
@@ -181,6 +183,21 @@ def run_on_ray(works: Mapping[str, Work], jobs: Iterable[Job], listener: Listene
         else:
             for worker in [*idle, *(worker for worker, _ in busy.values())]:
                 ray.kill(worker)
+
+
+def _check_address(address: str | None) -> None:
+    """ray itself would try for many minutes."""
+    if address is None or address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"address={address}: give auto, host:port or ray://host:port")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no ray cluster answers at {address} ({error}): start one with `ray start --head`, or leave address out"
+        ) from error
 
 
 def _places(resources: Mapping[str, float], how: Spread) -> int:
