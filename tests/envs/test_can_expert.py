@@ -1,4 +1,4 @@
-"""The scripted expert of Can: it solves the task, goes over walls, is varied, and starts again when it drops the can."""
+"""The scripted expert of Can: it solves the task, goes over walls, is varied, and goes back for a can that it lost."""
 
 import numpy as np
 import pytest
