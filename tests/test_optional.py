@@ -53,6 +53,7 @@ assert not loaded, loaded
         ("hydra", "eval", "from diffpolicy_spec.eval.cli import main; main()"),
         ("hydra", "train", "from diffpolicy_spec.training.cli import main; main()"),
         ("hydra", "train", "from diffpolicy_spec.training.calibrate import main; main()"),
+        ("scipy", "eval", "from diffpolicy_spec.eval.comparison import mcnemar; mcnemar(1, 2)"),
         ("matplotlib", "eval", "from diffpolicy_spec.eval.plots import figure; figure(1, 1)"),
     ],
 )

@@ -17,7 +17,7 @@ __all__ = ["Film", "films_in", "films_section"]
 
 
 class Film:
-    """The mp4 of one episode: videos/<task>/<sampler>/<seed>.mp4."""
+    """The mp4 of one episode: videos/<task>/<title of the cell>/<seed>.mp4."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, path.stat().st_size
@@ -34,11 +34,7 @@ def _outcome(report: Report, film: Film) -> str:
     """How the episode ended, as the store has it."""
     for group in report.groups:
         for line in group.lines:
-            if (group.task, group.mode, line.cell.sampler) == (
-                film.task,
-                "lockstep",
-                film.sampler,
-            ) and film.seed.isdigit():
+            if (group.task, line.cell.title) == (film.task, film.sampler) and film.seed.isdigit():
                 row = np.flatnonzero(line.table.seed == int(film.seed))
                 if len(row):
                     solved = "solved" if line.table.success[row[0]] else "not solved"
@@ -52,7 +48,7 @@ def films_section(report: Report, films: Sequence[Film], output: Path, limit_mb:
     Films are embedded seed by seed, as long as all of them together stay below `limit_mb`; the others are linked where
     they lie below `output`, and else left out.
     """
-    order = {name: i for i, name in enumerate(dict.fromkeys(x.cell.sampler for g in report.groups for x in g.lines))}
+    order = {name: i for i, name in enumerate(dict.fromkeys(x.cell.title for g in report.groups for x in g.lines))}
     left = limit_mb * 1e6
     found: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
     linked = omitted = 0
@@ -95,7 +91,9 @@ _SECTION = """
 <button id="film-play" type="button">Play both</button>
 </div>
 <div class="videos" id="films-pair">
-<div id="film-side-a"><video id="film-a" muted playsinline controls></video><p id="film-text-a"></p></div>
-<div id="film-side-b"><video id="film-b" muted playsinline controls></video><p id="film-text-b"></p></div>
+<div id="film-side-a"><video id="film-a" muted playsinline preload="auto" controls></video>
+<p id="film-text-a"></p></div>
+<div id="film-side-b"><video id="film-b" muted playsinline preload="auto" controls></video>
+<p id="film-text-b"></p></div>
 </div>
 """

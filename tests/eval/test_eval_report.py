@@ -305,6 +305,32 @@ def test_a_newer_store_is_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_report_of_a_real_evaluation(checkpoint, tmp_path):
+    """The tiny policy on Lift: what dps-eval stores is what the report reads."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    from diffpolicy_spec.eval.evaluate import evaluate
+
+    given = [
+        f"policy={checkpoint}", f"output={tmp_path}", "samplers=[ddpm100,speculative]", "num_episodes=2",
+        "max_steps=10", "video=false", "report=false",
+    ]  # fmt: skip
+    with initialize_config_module("diffpolicy_spec.configs", version_base="1.3"):
+        evaluate(OmegaConf.to_container(compose("eval", overrides=given), resolve=True))
+    write_reports([tmp_path], tmp_path)
+    data = json.loads((tmp_path / "report.json").read_text())
+    (group,) = data["groups"]
+    assert [c["label"] for c in group["cells"]] == ["ddpm100", "speculative"]
+    assert [c["summary"]["chunks"] for c in group["cells"]] == [4, 4]
+    assert group["comparisons"][0]["success"]["pairs"] == 2
+    assert group["comparisons"][0]["success"]["verdict"] == "undecided"
+    assert group["cells"][1]["summary"]["wall_clock_speedup"] > 0
+    assert data["machines"][0]["environment"]["versions"]["torch"]
+    for name in FILES:
+        assert "samplers" in (tmp_path / name).read_text()  # of the configuration
+
+
 def run(*arguments):
     command = [sys.executable, "-m", f"diffpolicy_spec.eval.{arguments[0]}_cli", *arguments[1:]]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
