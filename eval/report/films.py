@@ -72,8 +72,8 @@ def films_section(report: Report, films: Sequence[Film], output: Path, limit_mb:
     notes = [f"{linked} of the videos are files beside this page" if linked else "",
              f"{omitted} are left out: they are larger than the limit" if omitted else ""]  # fmt: skip
     said = ". ".join(n for n in notes if n)
-    # "</" would end the script element.
-    data = json.dumps(found).replace("</", "<\\/")
+    # A "<" could end the script element, or begin a comment in it.
+    data = json.dumps(found).replace("<", "\\u003c")
     return _SECTION.replace("NOTE", escape(said + "." if said else "")), data
 
 

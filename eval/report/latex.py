@@ -66,7 +66,7 @@ def _table(header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]], cap
         lines += [" & ".join(row[i] for i in keep) + r" \\" for row in rows]
     body = "\n".join(lines)
     return (
-        f"\\begin{{table*}}\n\\centering\n\\caption{{{caption}}}\n\\label{{{label}}}\n"
+        f"\\begin{{table*}}\n\\centering\n\\small\n\\setlength{{\\tabcolsep}}{{4pt}}\n\\caption{{{caption}}}\n\\label{{{label}}}\n"
         f"\\begin{{tabular}}{{l{'r' * (len(keep) - 1)}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
         "\\end{table*}\n"
     )
