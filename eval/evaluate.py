@@ -8,24 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.eval.episode_table import Results, read_stores
-from diffpolicy_spec.eval.latency import latencies
-from diffpolicy_spec.eval.plots import PLOTS, draw_plots
 from diffpolicy_spec.eval.progress import ProgressBar
-from diffpolicy_spec.eval.results import eval_log, labels, video_path, write_json
+from diffpolicy_spec.eval.report import FILES, load_report, write_reports
+from diffpolicy_spec.eval.report.markdown import markdown_table
+from diffpolicy_spec.eval.report.tables import tables_of
+from diffpolicy_spec.eval.results import eval_log, video_path, write_json
 from diffpolicy_spec.eval.settings import Settings, prepare
 from diffpolicy_spec.eval.spread import run_jobs
 from diffpolicy_spec.eval.store import Store, load_parts
-from diffpolicy_spec.eval.summary import summarize_all
-from diffpolicy_spec.eval.table import report
 from diffpolicy_spec.eval.workers import Done, Job
 
 __all__ = ["Interrupted", "evaluate", "run"]
 
-REPORTS = ("eval_log.json", "report.md", *PLOTS)
+REPORTS = ("eval_log.json", *FILES)
 """What is made from the store, in the output folder."""
 
 
@@ -93,12 +90,10 @@ class _Run:
         return Results({key: found.cells[key] for key in order}, found.tables)
 
     def write(self) -> Results:
-        """Write what is in the store now as eval_log.json and report.md."""
+        """Write what is in the store now as eval_log.json."""
         output, results = self.settings.output, self.results()
         log = eval_log(results, output, self.config, self._described, finished=self.stored == self.total)
         write_json(output / "eval_log.json", log)
-        text = _table(results)
-        write_atomically(output / "report.md", lambda temporary: temporary.write_text(text + "\n"))
         return results
 
     def close(self) -> None:
@@ -124,19 +119,11 @@ def _finished(store: Store, settings: Settings) -> dict[str, dict[int, bool]]:
     return found
 
 
-def _with_episodes(results: Results) -> list[str]:
-    return [key for key in results.cells if len(results.tables[key])]
-
-
-def _table(results: Results) -> str:
-    names, summaries, there = labels(results.cells), summarize_all(results), _with_episodes(results)
-    return report({names[k]: summaries[k] for k in there}, {names[k]: results.cells[k].exact for k in there})
-
-
-def _plots(results: Results, output: Path) -> list[Path]:
-    names, summaries, there = labels(results.cells), summarize_all(results), _with_episodes(results)
-    by_name: dict[str, np.ndarray] = {names[k]: latencies(results.tables[k].chunks) for k in there}
-    return draw_plots({names[k]: summaries[k] for k in there}, by_name, output)
+def _tables(store: Path) -> str:
+    """What is said at the end."""
+    report = load_report([store])
+    tables = [f"{t.title}\n{markdown_table(t.header, t.rows, t.left)}" for t in tables_of(report)]
+    return "\n\n".join([*(f"note: {note}" for note in report.notes), *tables])
 
 
 def _remove(output: Path, names: tuple[str, ...]) -> None:
@@ -149,10 +136,10 @@ def _remove(output: Path, names: tuple[str, ...]) -> None:
 
 
 def run(settings: Settings, config: Mapping[str, Any]) -> Results:
-    """Run what is not in the store yet, write the output folder, print the report.
+    """Run what is not in the store yet, write the output folder, print the tables.
 
-    An episode is in the store (`output`/store) as soon as it is finished; eval_log.json and report.md are written after
-    each cell and at the end. Killed at any moment, a run goes on when it is started again.
+    An episode is in the store (`output`/store) as soon as it is finished; eval_log.json is written after each cell,
+    the report at the end. Killed at any moment, a run goes on when it is started again.
 
     Raises:
         RunError, StoreError: it cannot go on; the message says what to do. What was finished is in the store.
@@ -180,10 +167,10 @@ def run(settings: Settings, config: Mapping[str, Any]) -> Results:
     finally:
         running.close()
     results = running.write()
-    pictures = _plots(results, output) if settings.plots else []
-    print(f"\n{_table(results)}\n")
-    print(f"Written to {output}: store, eval_log.json, report.md", *(p.name for p in pictures), sep=", ", end="")
-    print(", videos." if (output / "videos").exists() else ".")
+    written = write_reports([running.store.path], output) if settings.report else []
+    print(f"\n{_tables(running.store.path)}\n")
+    folders = ["videos"] if (output / "videos").exists() else []
+    print(f"Written to {output}: {', '.join(['store', 'eval_log.json', *(p.name for p in written), *folders])}.")
     return results
 
 

@@ -49,7 +49,7 @@ class Settings:
         output: folder of the results.
         overwrite: whether earlier results in it go first.
         film: seed that is filmed with every cell; None for none.
-        plots: whether plots are drawn.
+        report: whether report.html, .md, .tex and .json are written.
         notices: what the user should know, one line each.
     """
 
@@ -60,7 +60,7 @@ class Settings:
     output: Path
     overwrite: bool
     film: int | None
-    plots: bool
+    report: bool
     notices: tuple[str, ...]
 
 
@@ -350,8 +350,6 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     names = resolve_policies(cfg, tasks)
     runtime, device = RuntimeConfig(**cfg["runtime"]), str(parse_device(cfg["device"]))
     notices: list[str] = []
-    if cfg["plots"]:
-        require("matplotlib", extra="eval", needed_by="plots=true")
 
     torch.set_num_threads(cfg["num_threads"])  # sampler=auto compares it with what was measured
     from diffpolicy_spec import load_policy
@@ -391,7 +389,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
                 device=device,
                 num_threads=cfg["num_threads"],
                 warmup_calls=cfg["warmup_calls"],
-                video=video and not pace,  # films are of worlds that wait
+                video=video,
             )
     notices += _latency_notices(spread)
     return Settings(
@@ -402,7 +400,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
         output=output,
         overwrite=cfg["overwrite"],
         film=cfg["seed"] if video else None,
-        plots=cfg["plots"],
+        report=cfg["report"],
         notices=tuple(notices),
     )
 

@@ -40,7 +40,7 @@ class Listener:
 def settings(checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("ray") / "out"
     given = [f"policy={checkpoint}", f"output={output}", "num_episodes=3", "max_steps=20", "video=false",
-             "plots=false", "samplers=[ddpm100,speculative]", "backend=ray", "num_workers=2"]  # fmt: skip
+             "report=false", "samplers=[ddpm100,speculative]", "backend=ray", "num_workers=2"]  # fmt: skip
     with initialize_config_module("diffpolicy_spec.configs", version_base="1.3"):
         prepared = prepare(OmegaConf.to_container(compose("eval", overrides=given), resolve=True))
     yield prepared

@@ -91,7 +91,7 @@ def test_latency_is_measured_where_none_is_given(policy, envs):
 
 def config(checkpoint, output, *overrides):
     given = [f"policy={checkpoint}", f"output={output}", "num_episodes=2", "max_steps=20", "video=false",
-             "plots=false", *overrides]  # fmt: skip
+             "report=false", *overrides]  # fmt: skip
     with initialize_config_module("diffpolicy_spec.configs", version_base="1.3"):
         return OmegaConf.to_container(compose("eval", overrides=given), resolve=True)
 

@@ -30,7 +30,7 @@ class Run:
         command = [
             sys.executable, "-m", "diffpolicy_spec.eval.cli", *options, f"policy={checkpoint}", f"output={output}",
             f"samplers=[{','.join(SAMPLERS)}]", f"num_episodes={EPISODES}", "max_steps=24", "video=false",
-            "plots=false", *overrides,
+            "report=false", *overrides,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -25,7 +25,7 @@ def config(*overrides, name="eval"):
 
 def tiny(checkpoint, tmp_path, *overrides):
     """A configuration for the tiny policy; DDIM-10 is the longest chain it has."""
-    return config(f"policy={checkpoint}", f"output={tmp_path / 'out'}", "video=false", "plots=false", *overrides)
+    return config(f"policy={checkpoint}", f"output={tmp_path / 'out'}", "video=false", "report=false", *overrides)
 
 
 @pytest.mark.parametrize("name", known_samplers())
@@ -264,7 +264,7 @@ def test_command_line_names_the_mistake(tmp_path, override, message):
 
 def test_without_offscreen_opengl_there_is_a_notice_and_no_video(checkpoint, tmp_path):
     """In a process of its own: MUJOCO_GL is read when MuJoCo is imported. "disable" makes MuJoCo offer no context."""
-    overrides = [f"policy={checkpoint}", f"output={tmp_path / 'out'}", "num_episodes=1", "max_steps=2", "plots=false"]
+    overrides = [f"policy={checkpoint}", f"output={tmp_path / 'out'}", "num_episodes=1", "max_steps=2", "report=false"]
     done = dps_eval(*overrides, MUJOCO_GL="disable")
     assert done.returncode == 0, done.stderr
     assert "no videos: there is no offscreen OpenGL here (tried MUJOCO_GL=disable)" in done.stdout

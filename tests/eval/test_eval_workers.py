@@ -55,7 +55,7 @@ class Listener:
 def settings(checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("workers") / "out"
     given = [f"policy={checkpoint}", f"output={output}", "num_episodes=3", "max_steps=20", "video=false",
-             "plots=false", "samplers=[ddpm100,speculative]"]  # fmt: skip
+             "report=false", "samplers=[ddpm100,speculative]"]  # fmt: skip
     with initialize_config_module("diffpolicy_spec.configs", version_base="1.3"):
         config = OmegaConf.to_container(compose("eval", overrides=given), resolve=True)
     prepared = prepare(config)
