@@ -1,16 +1,10 @@
-"""What is kept of every episode and of every action chunk, and how it is written to disk."""
+"""What is kept of every episode and of every action chunk."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-import numpy as np
-
-__all__ = ["ChunkRecord", "EpisodeRecord", "load_chunks", "load_episodes", "save_chunks"]
+__all__ = ["ChunkRecord", "EpisodeRecord"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +30,6 @@ class EpisodeRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     actions_sha: str = ""
     wall_s: float = 0.0
-
-    def to_json(self) -> str:
-        """One line of episodes.jsonl."""
-        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -96,31 +86,3 @@ class ChunkRecord:
     stale: int = 0
     held: int = 0
     deadline_missed: bool = False
-
-
-def save_chunks(path: Path, chunks: Sequence[ChunkRecord], timesteps: Sequence[int]) -> None:
-    """Write chunks.npz: a column per field of `ChunkRecord`, (N,) or (N, K), and `timesteps` (K,).
-
-    timesteps[k] is the training timestep of denoising step k.
-    """
-    columns: dict[str, Any] = {f.name: np.asarray([getattr(c, f.name) for c in chunks]) for f in fields(ChunkRecord)}
-    with path.open("wb") as file:
-        np.savez_compressed(file, timesteps=np.asarray(timesteps), **columns)
-
-
-def load_chunks(path: Path) -> tuple[list[ChunkRecord], list[int]]:
-    """The records and timesteps of a chunks.npz."""
-    with np.load(path, allow_pickle=False) as stored:
-        names = [f.name for f in fields(ChunkRecord)]
-        missing = [name for name in [*names, "timesteps"] if name not in stored]
-        if missing:
-            raise ValueError(f"{path} is not a chunks.npz of dps-eval: it lacks {', '.join(missing)}")
-        columns: list[list[Any]] = [stored[name].tolist() for name in names]
-        timesteps: list[int] = stored["timesteps"].tolist()
-    rows: list[Any] = [[tuple(v) if isinstance(v, list) else v for v in row] for row in zip(*columns, strict=True)]
-    return [ChunkRecord(**dict(zip(names, row, strict=True))) for row in rows], timesteps
-
-
-def load_episodes(path: Path) -> list[EpisodeRecord]:
-    """The records of an episodes.jsonl."""
-    return [EpisodeRecord(**json.loads(line)) for line in path.read_text().splitlines()]

@@ -12,7 +12,7 @@ from diffpolicy_spec.eval.cells import Cell
 from diffpolicy_spec.eval.episode_table import ChunkTable, EpisodeTable, Results
 from diffpolicy_spec.eval.intervals import wilson_interval
 from diffpolicy_spec.eval.latency import latencies, latency
-from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord, load_chunks, load_episodes, save_chunks
+from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
 from diffpolicy_spec.eval.store import INTEGERS, TIMES
 from diffpolicy_spec.eval.summary import Mean, reference_of, summarize, summarize_all
 
@@ -196,23 +196,3 @@ def test_reference_in_the_same_runtime_is_preferred():
              "asd_graphs": replace(CELL, runtime={"mode": "graphs"})}  # fmt: skip
     results = Results(cells, {key: table([chunk(seed=1)], episode) for key in cells})
     assert [reference_of(results, key) for key in ("asd", "asd_graphs", "graphs")] == ["slow", "graphs", "graphs"]
-
-
-def test_records_survive_the_disk(tmp_path):
-    chunks = [chunk(), chunk(chunk=1, call=1, latency_ms=np.pi)]
-    save_chunks(tmp_path / "chunks.npz", chunks, (9, 6, 3, 0))
-    assert load_chunks(tmp_path / "chunks.npz") == (chunks, [9, 6, 3, 0])
-    episodes = [EpisodeRecord(5, True, 1.0, 60, 8), EpisodeRecord(6, False, 0.0, 400, 50)]
-    (tmp_path / "episodes.jsonl").write_text("".join(e.to_json() + "\n" for e in episodes))
-    assert load_episodes(tmp_path / "episodes.jsonl") == episodes
-
-
-def test_no_chunks_survive_the_disk(tmp_path):
-    save_chunks(tmp_path / "chunks.npz", [], (3, 2))
-    assert load_chunks(tmp_path / "chunks.npz") == ([], [3, 2])
-
-
-def test_foreign_npz_is_refused(tmp_path):
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="lacks seed, chunk"):
-        load_chunks(tmp_path / "other.npz")
