@@ -22,11 +22,7 @@ def _prepare(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     if config["overwrite"] and _one_of_several():
         raise ValueError("overwrite=true in a sweep (-m) would remove what its other jobs wrote: give overwrite=false")
-    try:
-        return prepare(config), config
-    except KeyboardInterrupt:
-        print("\ndps-eval: stopped before the first episode", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    return prepare(config), config
 
 
 def _one_of_several() -> bool:
@@ -38,21 +34,23 @@ def _one_of_several() -> bool:
 
 def _run(prepared: tuple[Any, dict[str, Any]]) -> None:
     from diffpolicy_spec.eval.errors import RunError
-    from diffpolicy_spec.eval.evaluate import Interrupted, run
+    from diffpolicy_spec.eval.evaluate import run
     from diffpolicy_spec.eval.store import StoreError
 
     try:
         run(*prepared)
-    except Interrupted as error:
-        print(f"\ndps-eval: {error}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     except (RunError, StoreError, ConnectionError) as error:
         sys.exit(f"dps-eval: {error}")
 
 
 def main() -> None:
     """Entry point; the options are those of configs/eval.yaml (`--config-name demo` for the demo)."""
-    command("dps-eval", "eval", "eval", _prepare, _run)
+    try:
+        command("dps-eval", "eval", "eval", _prepare, _run)
+    except KeyboardInterrupt as error:
+        said = str(error) or "stopped; run the same command to go on"
+        print(f"\ndps-eval: {said}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.eval.episode_table import Results, read_stores
+from diffpolicy_spec.eval.errors import RunError
 from diffpolicy_spec.eval.progress import ProgressBar
 from diffpolicy_spec.eval.report import FILES, load_report, write_reports
 from diffpolicy_spec.eval.report.markdown import markdown_table
@@ -30,14 +32,26 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run; the message says how far it came."""
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path} ({error.strerror or error}): see to it, then run the same command again; "
+            "the episodes finished before are safe"
+        ) from error
+
+
 class _Run:
     """Keeps what comes in: the store, films, bars, and the files that say what is in the store."""
 
     def __init__(self, settings: Settings, config: Mapping[str, Any]) -> None:
         self.settings, self.config = settings, dict(config)
-        self.store = Store.open(settings.output / "store")
-        for work in settings.works.values():
-            self.store.declare(work.cell)
+        with _writing(settings.output):
+            self.store = Store.open(settings.output / "store")
+            for work in settings.works.values():
+                self.store.declare(work.cell)
         self.done = _finished(self.store, settings)
         self._bars: dict[str, ProgressBar] = {}
         self._environments: dict[str, dict[str, Any]] = {}
@@ -73,7 +87,8 @@ class _Run:
         video = done.video
         if video is not None:  # before the episode, which is not run again once it is stored
             path = self.settings.output / video_path(self.settings.works[key].cell, seed)
-            write_atomically(path, lambda temporary: temporary.write_bytes(video))
+            with _writing(path):
+                write_atomically(path, lambda temporary: temporary.write_bytes(video))
         if seed in self.done[key]:
             return
         self.store.append(key, done.record, done.chunks, self._environment(done.environment))
@@ -93,7 +108,8 @@ class _Run:
         """Write what is in the store now as eval_log.json."""
         output, results = self.settings.output, self.results()
         log = eval_log(results, output, self.config, self._described, finished=self.stored == self.total)
-        write_json(output / "eval_log.json", log)
+        with _writing(output):
+            write_json(output / "eval_log.json", log)
         return results
 
     def close(self) -> None:
@@ -167,7 +183,8 @@ def run(settings: Settings, config: Mapping[str, Any]) -> Results:
     finally:
         running.close()
     results = running.write()
-    written = write_reports([running.store.path], output) if settings.report else []
+    with _writing(output):
+        written = write_reports([running.store.path], output) if settings.report else []
     print(f"\n{_tables(running.store.path)}\n")
     folders = ["videos"] if (output / "videos").exists() else []
     print(f"Written to {output}: {', '.join(['store', 'eval_log.json', *(p.name for p in written), *folders])}.")

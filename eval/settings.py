@@ -389,7 +389,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
                 device=device,
                 num_threads=cfg["num_threads"],
                 warmup_calls=cfg["warmup_calls"],
-                video=video,
+                video=video and unavailable is None,
             )
     notices += _latency_notices(spread)
     return Settings(

@@ -174,6 +174,8 @@ def run_on_ray(works: Mapping[str, Work], jobs: Iterable[Job], listener: Listene
                 except lost as error:
                     waiting.appendleft(job)
                     retries.died(job, job.seed, f"said: {str(error).splitlines()[0]}")
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error  # its text is the traceback from there
                 else:
                     idle.append(worker)
                     listener.finished(done)

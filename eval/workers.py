@@ -275,31 +275,34 @@ def run_on_processes(works: Mapping[str, Work], jobs: Iterable[Job], listener: L
     waiting, retries = deque(jobs), Retries()
     busy: dict[Connection, tuple[Peer, Job]] = {}
     idle: list[Peer] = []
-    answers: list[Done] = []
+
+    def deal() -> None:
+        while waiting and len(busy) < num_workers:
+            peer = idle.pop() if idle else Peer(_worker, works, name="dps-eval worker")
+            job = waiting.popleft()
+            busy[peer.connection] = peer, job
+            listener.dealt(job)
+            peer.ask(job)
+
     try:
-        while waiting or busy or answers:
-            while waiting and len(busy) < num_workers:
-                peer = idle.pop() if idle else Peer(_worker, works, name="dps-eval worker")
-                job = waiting.popleft()
-                busy[peer.connection] = peer, job
-                listener.dealt(job)
-                peer.ask(job)
-            for done in answers:  # while the workers are at the next
-                listener.finished(done)
-            answers = []
-            for connection in wait(list(busy)) if busy else ():
+        deal()
+        while busy:
+            for connection in wait(list(busy)):
                 peer, job = busy.pop(connection)  # type: ignore[call-overload]
                 try:
-                    answers.append(peer.answer())
+                    done = peer.answer()
                 except DeadPeerError as error:
                     peer.kill()
                     waiting.appendleft(job)
                     retries.died(job, job.seed, str(error))
+                    deal()
+                    continue
                 except BaseException:
                     peer.kill()
                     raise
-                else:
-                    idle.append(peer)
+                idle.append(peer)
+                deal()  # the worker is at the next job while this one is stored
+                listener.finished(done)
     finally:
         for peer in [*idle, *(peer for peer, _ in busy.values())]:
             peer.kill()

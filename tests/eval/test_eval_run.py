@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from diffpolicy_spec.eval import evaluate as evaluate_module
 from diffpolicy_spec.eval.episode_table import read_stores
+from diffpolicy_spec.eval.errors import RunError
 from diffpolicy_spec.eval.evaluate import Interrupted, evaluate
 from diffpolicy_spec.eval.picture import draw_picture
 from diffpolicy_spec.eval.report import FILES
@@ -226,8 +231,6 @@ def test_overwriting_begins_again(checkpoint, tmp_path):
 
 
 def test_a_full_disk_loses_nothing(checkpoint, tmp_path, monkeypatch):
-    import errno
-
     import pyarrow.parquet
 
     config = run_config(checkpoint, tmp_path / "out", *QUIET)
@@ -266,6 +269,49 @@ def test_a_missing_film_is_made_without_counting_the_episode_again(checkpoint, t
     second = by_sampler(evaluate(config))["speculative"]
     assert films[0].exists()
     assert second.chunks.call.tolist() == first.chunks.call.tolist()
+
+
+@pytest.fixture(scope="module")
+def can_checkpoint(policy, tmp_path_factory):
+    """The tiny policy with the observation of Can."""
+    from diffpolicy_spec.policies import DiffusionPolicy
+    from diffpolicy_spec.policies.diffusion import build_network
+    from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits
+
+    config = replace(policy.config, obs_dims={**policy.config.obs_dims, "object": 14}, task="can")
+    wide = fit_limits(np.stack([-np.ones(14), np.ones(14)]))
+    normalizer = LinearNormalizer({**policy.normalizer.params, "object": wide})
+    path = tmp_path_factory.mktemp("can") / "tiny"
+    DiffusionPolicy(config, build_network(config), normalizer, policy.scheduler_config).save(path)
+    return path
+
+
+def test_one_command_for_tasks_samplers_and_seeds(checkpoint, can_checkpoint, tmp_path):
+    policies = f"policy={{lift:{checkpoint},can:{can_checkpoint}}}"
+    config = run_config(checkpoint, tmp_path / "out", policies, "tasks=[lift,can]", "samplers=[ddpm100,asd]", *QUIET)
+    results = evaluate(config)
+    assert [(c.task, c.sampler) for c in results.cells.values()] == [
+        ("lift", "ddpm100"), ("lift", "asd"), ("can", "ddpm100"), ("can", "asd"),
+    ]  # fmt: skip
+    assert [table.seed.tolist() for table in results.tables.values()] == [list(SEEDS)] * 4
+    assert len({cell.policy_fingerprint for cell in results.cells.values()}) == 2
+    log = json.loads((tmp_path / "out" / "eval_log.json").read_text())
+    assert list(log["samplers"]) == ["lift/ddpm100", "lift/asd", "can/ddpm100", "can/asd"]
+
+
+def test_a_log_that_cannot_be_written_loses_nothing(checkpoint, tmp_path, monkeypatch):
+    config = run_config(checkpoint, tmp_path / "out", *QUIET)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module, "write_json", full)
+        with pytest.raises(RunError, match=r"cannot write to \S+ \(No space left on device\): .* same command again"):
+            evaluate(config)
+    assert by_sampler(read_stores([tmp_path / "out" / "store"]))["speculative"].seed.tolist() == list(SEEDS)
+    evaluate(config)
+    assert json.loads((tmp_path / "out" / "eval_log.json").read_text())["finished"] is True
 
 
 def test_lockstep_run(checkpoint, tmp_path):
