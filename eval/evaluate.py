@@ -176,6 +176,7 @@ def run(settings: Settings, config: Mapping[str, Any]) -> Results:
             run_jobs(settings.worker, settings.works, jobs, running, settings.spread)
     except KeyboardInterrupt as error:
         running.close()
+        running.done = _finished(running.store, settings)  # it may have come between the disk and our count
         raise Interrupted(
             f"stopped: {running.stored} of {running.total} episodes are stored in {output}; "
             "run the same command to go on"
