@@ -18,7 +18,7 @@ from systems_tables import markdown, number, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-REPORTS = {"demo": ROOT / "outputs" / "demo", "lift100": ROOT / "outputs" / "lift100"}
+REPORTS = {name: ROOT / "outputs" / name for name in ("demo", "lift100", "suite", "realtime")}
 
 
 def tables_of(report: str) -> str:

@@ -22,7 +22,7 @@ __all__ = ["environment", "eval_log", "labels", "video_path", "write_json"]
 
 def video_path(cell: Cell, seed: int) -> str:
     """Where the film of an episode lies in the output folder."""
-    return f"videos/{cell.task}/{cell.title}/{seed}.mp4"
+    return f"videos/{cell.task}/{cell.title} [{cell.id[:6]}]/{seed}.mp4"
 
 
 def labels(cells: Mapping[str, Cell]) -> dict[str, str]:

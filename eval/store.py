@@ -95,13 +95,13 @@ class Store:
         return cell.id
 
     def cells(self) -> dict[str, Cell]:
-        """Every cell by its id.
+        """Every cell by its id, in the order in which they were declared.
 
         Raises:
             StoreError: a file that is not a cell.
         """
         found = {}
-        for path in sorted((self.path / "cells").glob("*.json")):
+        for path in sorted((self.path / "cells").glob("*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
             try:
                 data = json.loads(path.read_text())
                 cell = Cell.from_dict({k: v for k, v in data.items() if k not in ("schema", "version")})

@@ -47,7 +47,7 @@ def write_reports(
     """Write report.html, report.md, report.tex and report.json to `output`; returns their paths.
 
     Args:
-        stores: see `load_report`. Videos are looked for in `videos/<task>/<sampler>/<seed>.mp4` beside each store.
+        stores: see `load_report`. Videos are looked for in `videos/<task>/<cell>/<seed>.mp4` beside each store.
         margin: the difference of success that would not matter, in (0, 1).
         videos_mb: megabytes of videos that are embedded in the page; further ones are linked.
 

@@ -11,17 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from diffpolicy_spec.eval.report.data import Report
+from diffpolicy_spec.eval.report.data import Line, Report
 
 __all__ = ["Film", "films_in", "films_section"]
 
 
 class Film:
-    """The mp4 of one episode: videos/<task>/<title of the cell>/<seed>.mp4."""
+    """The mp4 of one episode: videos/<task>/<title of the cell> [<first digits of its id>]/<seed>.mp4."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, path.stat().st_size
-        self.task, self.sampler, self.seed = path.parent.parent.name, path.parent.name, path.stem
+        self.task, folder, self.seed = path.parent.parent.name, path.parent.name, path.stem
+        self.sampler, _, self.cell = folder.removesuffix("]").rpartition(" [")
+
+    def line(self, report: Report) -> Line | None:
+        """The line of the cell it shows; None where the report has none."""
+        every = (line for group in report.groups for line in group.lines)
+        return next((line for line in every if line.key.startswith(self.cell)), None)
 
 
 def films_in(folders: Sequence[Path]) -> list[Film]:
@@ -32,14 +38,19 @@ def films_in(folders: Sequence[Path]) -> list[Film]:
 
 def _outcome(report: Report, film: Film) -> str:
     """How the episode ended, as the store has it."""
-    for group in report.groups:
-        for line in group.lines:
-            if (group.task, line.cell.title) == (film.task, film.sampler) and film.seed.isdigit():
-                row = np.flatnonzero(line.table.seed == int(film.seed))
-                if len(row):
-                    solved = "solved" if line.table.success[row[0]] else "not solved"
-                    return f"{solved}, {int(line.table.steps[row[0]])} steps"
+    line = film.line(report)
+    if line is not None and film.seed.isdigit():
+        row = np.flatnonzero(line.table.seed == int(film.seed))
+        if len(row):
+            solved = "solved" if line.table.success[row[0]] else "not solved"
+            return f"{solved}, {int(line.table.steps[row[0]])} steps"
     return "not in the store"
+
+
+def _name(report: Report, film: Film) -> str:
+    """What the page calls its sampler: the title, or the label that tells namesakes apart."""
+    line = film.line(report)
+    return film.sampler if line is None or line.label == line.cell.sampler else line.label
 
 
 def films_section(report: Report, films: Sequence[Film], output: Path, limit_mb: float) -> tuple[str, str]:
@@ -48,11 +59,15 @@ def films_section(report: Report, films: Sequence[Film], output: Path, limit_mb:
     Films are embedded seed by seed, as long as all of them together stay below `limit_mb`; the others are linked where
     they lie below `output`, and else left out.
     """
-    order = {name: i for i, name in enumerate(dict.fromkeys(x.cell.title for g in report.groups for x in g.lines))}
+    keys = [x.key for g in report.groups for x in g.lines]
+    order: dict[str, int] = {}
+    for film in films:
+        place = next((i for i, key in enumerate(keys) if key.startswith(film.cell)), len(keys))
+        order.setdefault(_name(report, film), place)
     left = limit_mb * 1e6
     found: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
     linked = omitted = 0
-    for film in sorted(films, key=lambda f: (f.seed, f.task, order.get(f.sampler, len(order)))):
+    for film in sorted(films, key=lambda f: (f.seed, f.task, order[_name(report, f)])):
         if film.size <= left:
             left -= film.size
             source = "data:video/mp4;base64," + base64.b64encode(film.path.read_bytes()).decode()
@@ -62,11 +77,11 @@ def films_section(report: Report, films: Sequence[Film], output: Path, limit_mb:
             omitted += 1
             continue
         text = _outcome(report, film)
-        found.setdefault(film.task, {}).setdefault(film.sampler, {})[film.seed] = {"src": source, "text": text}
+        found.setdefault(film.task, {}).setdefault(_name(report, film), {})[film.seed] = {"src": source, "text": text}
     if not found:
         return "", ""
     found = {
-        task: dict(sorted(by.items(), key=lambda item: order.get(item[0], len(order))))
+        task: dict(sorted(by.items(), key=lambda item: order[item[0]]))
         for task, by in sorted(found.items())
     }
     notes = [f"{linked} of the videos are files beside this page" if linked else "",

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from diffpolicy_spec.eval.report import write_reports
+from diffpolicy_spec.eval.results import video_path
+from diffpolicy_spec.eval.store import Store
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -44,9 +46,11 @@ def page_file(tmp_path_factory):
     long = {**ENVIRONMENT, "processor": "processor-" + "x" * 120}
     make_store(folder / "store", "lift", 40, chunks=5, hz=(10, 50), environment=long)
     make_store(folder / "store", "pusht_mujoco_keypoints", 20, chunks=3, graded=True, metrics=True)
-    for sampler, shade in (("ddpm100", 60), ("speculative", 120)):
-        for seed in SEEDS:
-            film(folder / "videos" / "lift" / sampler / f"{seed}.mp4", shade + seed % 2 * 30)
+    shades = {"ddpm100": 60, "speculative": 120}
+    for cell in Store.open(folder / "store").cells().values():
+        if cell.title in shades and cell.task == "lift":
+            for seed in SEEDS:
+                film(folder / video_path(cell, seed), shades[cell.title] + seed % 2 * 30)
     write_reports([folder], folder)
     return folder / "report.html"
 

@@ -20,6 +20,7 @@ from diffpolicy_spec.eval.report.glance import cards, summary_lines
 from diffpolicy_spec.eval.report.latex import escape
 from diffpolicy_spec.eval.report.markdown import markdown_table
 from diffpolicy_spec.eval.report.svg import linear, logarithmic
+from diffpolicy_spec.eval.results import video_path
 from diffpolicy_spec.eval.store import Store, StoreError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -41,10 +42,11 @@ def output(made_up, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval") / "out"
     made_up.make_store(folder / "store", "lift", 60, chunks=6, hz=(20, 50))
     made_up.make_store(folder / "store", "pusht", 30, chunks=4, graded=True, metrics=True, seed=1)
-    for sampler in ("ddpm100", "speculative"):
-        film = folder / "videos" / "lift" / sampler / "100000.mp4"
-        film.parent.mkdir(parents=True)
-        film.write_bytes(b"film of " + sampler.encode() * 50)
+    for cell in Store.open(folder / "store").cells().values():
+        if cell.title in ("ddpm100", "speculative") and cell.task == "lift":
+            film = folder / video_path(cell, 100000)
+            film.parent.mkdir(parents=True)
+            film.write_bytes(b"film of " + cell.title.encode() * 50)
     write_reports([folder], folder)
     return folder
 
@@ -189,7 +191,9 @@ def test_films_are_embedded_up_to_the_limit_and_linked_beyond(output, tmp_path):
     assert re.fullmatch(r"(not )?solved, \d+ steps", films["lift"]["ddpm100"]["100000"]["text"])
     write_reports([output], output, videos_mb=0)
     linked = json.loads(re.search(r'id="films">(.*?)</script>', (output / "report.html").read_text(), re.DOTALL)[1])
-    assert linked["lift"]["speculative"]["100000"]["src"] == "videos/lift/speculative/100000.mp4"
+    link = linked["lift"]["speculative"]["100000"]["src"]
+    assert re.fullmatch(r"videos/lift/speculative \[[0-9a-f]{6}\]/100000\.mp4", link)
+    assert (output / link).exists()
     write_reports([output], tmp_path, videos_mb=0)  # elsewhere there is nothing to link to
     assert 'id="films"' not in (tmp_path / "report.html").read_text()
     write_reports([output], output)

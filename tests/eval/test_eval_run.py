@@ -19,7 +19,7 @@ from diffpolicy_spec.eval.evaluate import Interrupted, evaluate
 from diffpolicy_spec.eval.picture import draw_picture
 from diffpolicy_spec.eval.report import FILES
 from diffpolicy_spec.eval.report.markdown import markdown_table
-from diffpolicy_spec.eval.results import labels, write_json
+from diffpolicy_spec.eval.results import labels, video_path, write_json
 from diffpolicy_spec.eval.store import Store, StoreError
 
 SEEDS = (100000, 100001)
@@ -142,7 +142,7 @@ def test_videos(comparison):
         pytest.skip("no offscreen OpenGL on this machine")
     import imageio.v2 as imageio
 
-    assert log["test/sim_video_100000"] == "videos/lift/ddpm100/100000.mp4"
+    assert log["test/sim_video_100000"] == f"videos/lift/ddpm100 [{log['samplers']['ddpm100']['cell'][:6]}]/100000.mp4"
     for name in SAMPLERS:
         with imageio.get_reader(output / log["samplers"][name]["files"]["video"]) as video:
             assert video.get_meta_data()["fps"] == 20
@@ -316,13 +316,13 @@ def test_a_log_that_cannot_be_written_loses_nothing(checkpoint, tmp_path, monkey
 
 def test_lockstep_run(checkpoint, tmp_path):
     overrides = ("num_envs=2", "num_episodes=3", "report=false", "samplers=[ddpm100,speculative]")
-    results = by_sampler(evaluate(run_config(checkpoint, tmp_path / "out", *overrides)))
-    for table in results.values():
+    results = evaluate(run_config(checkpoint, tmp_path / "out", *overrides))
+    for table in results.tables.values():
         assert table.seed.tolist() == [*SEEDS, 100002]
         assert table.chunks["batch"].tolist() == [2, 2, 2, 2, 1, 1]
         assert len(set(table.chunks.call.tolist())) == 4
     films = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.mp4")}
-    assert films in (set(), {f"videos/lift/{name}/100000.mp4" for name in results})
+    assert films in (set(), {video_path(cell, 100000) for cell in results.cells.values()})
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
