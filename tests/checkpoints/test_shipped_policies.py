@@ -13,7 +13,7 @@ import diffpolicy_spec
 from diffpolicy_spec.checkpoints import CheckpointError, shipped_names
 from diffpolicy_spec.checkpoints.shipped import SHIPPED, resolve
 from diffpolicy_spec.envs.tasks import get_task
-from diffpolicy_spec.eval.store import Store
+from diffpolicy_spec.eval.episode_table import read_stores
 from diffpolicy_spec.samplers import SamplerConfig
 
 
@@ -106,7 +106,7 @@ def test_success_over_20_unseen_episodes(name, least, tmp_path):
         *("num_episodes=20", "seed=100000", "num_envs=10", "video=false", f"output={tmp_path / name}"),
     ]
     subprocess.run(command, check=True, capture_output=True)
-    results = Store.open(tmp_path / name / "store").read()
+    results = read_stores([tmp_path / name / "store"])
     (cell,) = results.cells
     episodes = results.episodes(cell)
     assert len(episodes.success) == 20
