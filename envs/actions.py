@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpolicy_spec.envs.robosuite_env import ActionError, checked_action
+from diffpolicy_spec.envs.base import ActionError, checked_action
 from diffpolicy_spec.rotations import actions_from_rot6d
 
 __all__ = ["Rot6dActions"]

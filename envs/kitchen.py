@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections import OrderedDict
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from numpy.typing import NDArray
 
+from diffpolicy_spec.envs.base import Observation, TaskEnv, checked_action
 from diffpolicy_spec.envs.rendering import OffscreenRenderer
-from diffpolicy_spec.envs.robosuite_env import ActionError, checked_action
 from diffpolicy_spec.envs.tasks import Task, get_task
 from diffpolicy_spec.optional import require
 
-__all__ = ["SUBTASKS", "SUCCESS_SUBTASKS", "ActionError", "KitchenEnv", "build_kitchen"]
-
-Array = NDArray[np.float64]
-Observation = dict[str, Array]
+__all__ = ["SUBTASKS", "SUCCESS_SUBTASKS", "KitchenEnv", "build_kitchen"]
 
 SUBTASKS = ("bottom burner", "top burner", "light switch", "slide cabinet", "hinge cabinet", "microwave", "kettle")
 SUCCESS_SUBTASKS = 4  # a demonstration completes four
@@ -30,7 +25,7 @@ _DISTANCE, _AZIMUTH, _ELEVATION, _LOOK_AT = 2.2, np.deg2rad(70.0), np.deg2rad(-3
 _CAMERA = "left_cap"  # a camera of the model, which looks at nothing useful: it is moved there
 
 
-class KitchenEnv(gym.Env[Observation, Array]):
+class KitchenEnv(TaskEnv):
     """A Franka arm does what it can of seven things in a kitchen, in any order: FrankaKitchen-v1, all of `SUBTASKS`.
 
     Observation: {"observation": (59,)} float64: the arm's 9 joint positions and 9 velocities, then 21 positions and 20
@@ -61,8 +56,6 @@ class KitchenEnv(gym.Env[Observation, Array]):
         ImportError: gymnasium-robotics is not installed.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 12.5}  # noqa: RUF012 (gymnasium's own)
-
     def __init__(
         self,
         task: str = "kitchen",
@@ -73,17 +66,11 @@ class KitchenEnv(gym.Env[Observation, Array]):
         render_size: tuple[int, int] = (256, 256),
         **kwargs: Any,
     ) -> None:
-        self.task = get_task(task)
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
-        self.render_mode = render_mode
-        self.horizon = self.task.horizon if horizon is None else horizon
-        self.terminate_on_success = terminate_on_success
+        super().__init__(
+            get_task(task), render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon
+        )
         self.action_space = gym.spaces.Box(-1.0, 1.0, (9,), np.float64)
-        boxes = OrderedDict((key, gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)) for key, size in self.task.obs)
-        self.observation_space = gym.spaces.Dict(boxes)  # type: ignore[assignment]
+        self.observation_space = gym.spaces.Dict(self._boxes())
         self._env = _kitchen().KitchenEnv(
             tasks_to_complete=list(SUBTASKS), terminate_on_tasks_completed=False, render_mode=None, **kwargs
         )
@@ -91,7 +78,6 @@ class KitchenEnv(gym.Env[Observation, Array]):
         if self._renderer is not None:
             _move_camera(self._env.model)
         self._completed: list[str] = []
-        self._elapsed: int | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -101,8 +87,7 @@ class KitchenEnv(gym.Env[Observation, Array]):
         Returns:
             (observation, info) with info = {"success": bool, "completed": tuple, "metrics": {"p_1": float, ...}}.
         """
-        if self._env is None:
-            raise ClosedEnvironmentError("reset() after close(): make a new environment")
+        self._check_open()
         super().reset(seed=seed)
         raw, _ = self._env.reset(seed=int(self.np_random.integers(2**31)))
         self._completed, self._elapsed = [], 0
@@ -118,16 +103,11 @@ class KitchenEnv(gym.Env[Observation, Array]):
             ActionError: before anything moves.
             ResetNeeded: before the first reset or after the end of the episode.
         """
-        if self._elapsed is None:
-            raise ResetNeeded("the episode is over or was never started: call reset() before step()")
+        self._check_under_way()
         raw, _, _, _, told = self._env.step(checked_action(action, 9, "velocities of seven joints and two fingers"))
-        self._elapsed += 1
         # Several may be completed in one step; the simulator reports them in the order of a set.
         self._completed += sorted(set(told["step_task_completions"]) - set(self._completed))
-        terminated = len(self._completed) == len(SUBTASKS) and self.terminate_on_success
-        truncated = not terminated and self._elapsed >= self.horizon
-        if terminated or truncated:
-            self._elapsed = None
+        terminated, truncated = self._stepped(len(self._completed) == len(SUBTASKS))
         return self._observe(raw), len(self._completed) / len(SUBTASKS), terminated, truncated, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:
@@ -145,7 +125,7 @@ class KitchenEnv(gym.Env[Observation, Array]):
         if self._env is not None:
             self._env.close()
             self._env = None
-        self._elapsed = None
+        super().close()
 
     def _info(self) -> dict[str, Any]:
         done = len(self._completed)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpolicy_spec.envs.pusht_rules import Array, PushTBase
+from diffpolicy_spec.envs.base import Array
+from diffpolicy_spec.envs.pusht_rules import PushTBase
 from diffpolicy_spec.envs.tasks import Task
 from diffpolicy_spec.optional import require
 

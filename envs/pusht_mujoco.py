@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpolicy_spec.envs.base import Array
 from diffpolicy_spec.envs.pusht_geometry import AGENT_RADIUS, place, polygon
-from diffpolicy_spec.envs.pusht_rules import Array, PushTBase
+from diffpolicy_spec.envs.pusht_rules import PushTBase
 from diffpolicy_spec.envs.rendering import OffscreenRenderer
 from diffpolicy_spec.envs.tasks import Task
 from diffpolicy_spec.optional import require

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import OrderedDict
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ClosedEnvironmentError, ResetNeeded
-from numpy.typing import NDArray
 
+from diffpolicy_spec.envs.base import Array, Observation, TaskEnv, checked_action
 from diffpolicy_spec.envs.pusht_geometry import coverage, draws, keypoints, unplace
-from diffpolicy_spec.envs.robosuite_env import ActionError, checked_action
 from diffpolicy_spec.envs.tasks import get_task
 
-__all__ = ["SUCCESS_COVERAGE", "ActionError", "PushTBase"]
-
-Array = NDArray[np.float64]
-Observation = dict[str, Array]
+__all__ = ["SUCCESS_COVERAGE", "PushTBase"]
 
 SUCCESS_COVERAGE = 0.95
 
 
-class PushTBase(gym.Env[Observation, Array]):
+class PushTBase(TaskEnv):
     """A disc pushes a T-shaped block onto its outline; by diffusion_policy's rules, whatever simulates it.
 
     Observation: dict of float64 arrays, the task's keys in the task's order; pixels and rad, see `pusht_geometry`.
@@ -50,8 +44,6 @@ class PushTBase(gym.Env[Observation, Array]):
         ValueError: another render_mode, or a horizon below 1.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own)
-
     def __init__(
         self,
         task: str,
@@ -61,21 +53,12 @@ class PushTBase(gym.Env[Observation, Array]):
         horizon: int | None = None,
         render_size: tuple[int, int] = (256, 256),
     ) -> None:
-        self.task = get_task(task)
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
-        self.render_mode = render_mode
+        super().__init__(
+            get_task(task), render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon
+        )
         self.render_size = render_size
-        self.horizon = self.task.horizon if horizon is None else horizon
-        self.terminate_on_success = terminate_on_success
         self.action_space = gym.spaces.Box(0.0, 512.0, (2,), np.float64)
-        # An OrderedDict keeps the task's order; gymnasium sorts the keys of a plain dict.
-        boxes = OrderedDict((key, gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)) for key, size in self.task.obs)
-        self.observation_space = gym.spaces.Dict(boxes)  # type: ignore[assignment]
-        self._elapsed: int | None = None
-        self._closed = False
+        self.observation_space = gym.spaces.Dict(self._boxes())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -89,8 +72,7 @@ class PushTBase(gym.Env[Observation, Array]):
         Returns:
             (observation, info) with info = {"success": bool, "coverage": float}.
         """
-        if self._closed:
-            raise ClosedEnvironmentError("reset() after close(): make a new environment")
+        self._check_open()
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(2**32)) if seed is None else seed
         state = (options or {}).get("state")
@@ -113,21 +95,12 @@ class PushTBase(gym.Env[Observation, Array]):
             ActionError: before anything moves.
             ResetNeeded: before the first reset or after the end of the episode.
         """
-        if self._elapsed is None:
-            raise ResetNeeded("the episode is over or was never started: call reset() before step()")
+        self._check_under_way()
         self._advance(checked_action(action, 2, "target x, y of the agent, pixels"))
-        self._elapsed += 1
         state = self.state()
         reward, info = self._judge(state)
-        terminated = info["success"] and self.terminate_on_success
-        truncated = not terminated and self._elapsed >= self.horizon
-        if terminated or truncated:
-            self._elapsed = None
+        terminated, truncated = self._stepped(info["success"])
         return self._observe(state), reward, terminated, truncated, info
-
-    def close(self) -> None:
-        """End the use of this environment; a second call does nothing."""
-        self._closed, self._elapsed = True, None
 
     @abstractmethod
     def state(self) -> Array:

@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from numpy.typing import NDArray
 
+from diffpolicy_spec.envs.base import Array, Observation, TaskEnv, checked_action
 from diffpolicy_spec.envs.controllers import modern_controllers, with_action_repr
 from diffpolicy_spec.envs.object_layout import OBJECT_LAYOUTS, old_object_layout
 from diffpolicy_spec.envs.rendering import OffscreenRenderer, checked_size
 from diffpolicy_spec.envs.suite import load_robosuite
 from diffpolicy_spec.envs.tasks import RobosuiteTask, UnknownTaskError, get_task
 
-__all__ = ["ActionError", "RobosuiteEnv", "checked_action"]
-
-Array = NDArray[np.float64]
-Observation = dict[str, NDArray[Any]]
+__all__ = ["RobosuiteEnv"]
 
 # Far outside a table-top arm's reach: they describe the units; nothing is clipped to them.
 _ABSOLUTE_LOW = (-2.0, -2.0, 0.0, -2 * np.pi, -2 * np.pi, -2 * np.pi, -1.0)
 _ABSOLUTE_HIGH = (2.0, 2.0, 3.0, 2 * np.pi, 2 * np.pi, 2 * np.pi, 1.0)
 
 
-class ActionError(ValueError):
-    """An action that must not reach the robot: wrong shape, not a number, infinite."""
-
-
-def checked_action(action: Any, size: int, meaning: str) -> Array:
-    """The action as float64 of shape (size,).
-
-    Raises:
-        ActionError: another shape, or entries that are not finite numbers; nothing has moved then.
-    """
-    try:
-        array = np.asarray(action, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ActionError(f"the action is not an array of numbers: {error}") from error
-    if array.shape != (size,):
-        raise ActionError(f"the action must have shape ({size},) = {meaning}, got {array.shape}")
-    if not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array)).tolist()
-        raise ActionError(f"the action has NaN or infinite entries at {bad}: {array}")
-    return array
-
-
-class RobosuiteEnv(gym.Env[Observation, Array]):
+class RobosuiteEnv(TaskEnv):
     """One task of the table on robosuite 1.5, driven through operational-space control of the gripper's pose.
 
     Observation: dict of float64 arrays, the task's keys in the task's order. robot0_eef_quat (xyzw) is the hand body's
@@ -92,7 +66,7 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         ImportError: robosuite is not installed.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's own)
+    task: RobosuiteTask
 
     def __init__(
         self,
@@ -113,35 +87,27 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         row = get_task(task)
         if not isinstance(row, RobosuiteTask):
             raise UnknownTaskError(f"task '{task}' is not simulated by robosuite: use make_env")
-        self.task = row
+        super().__init__(row, render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon)
         if action_repr not in ("absolute", "delta"):
             raise ValueError(f"action_repr must be 'absolute' or 'delta', got {action_repr!r}")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
         if object_layout not in OBJECT_LAYOUTS:
             raise ValueError(f"object_layout must be one of {', '.join(OBJECT_LAYOUTS)}, got {object_layout!r}")
         if isinstance(cameras, str):
             raise ValueError(f"cameras must be a list of names, got {cameras!r}")
         self.action_repr = action_repr
-        self.render_mode = render_mode
         self.cameras = tuple(cameras)
         self.image_size = checked_size((image_size, image_size) if isinstance(image_size, int) else image_size)
-        self.horizon = self.task.horizon if horizon is None else horizon
-        self.terminate_on_success = terminate_on_success
         self.object_layout = object_layout
 
         arms = len(self.task.robots)
         low, high = (_ABSOLUTE_LOW, _ABSOLUTE_HIGH) if action_repr == "absolute" else ((-1.0,) * 7, (1.0,) * 7)
         self.action_space = gym.spaces.Box(np.tile(low, arms), np.tile(high, arms), dtype=np.float64)
-        # An OrderedDict keeps the task's order; gymnasium sorts the keys of a plain dict.
-        boxes = OrderedDict((key, gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)) for key, size in self.task.obs)
+        boxes = self._boxes()
         for name in self.cameras:
             boxes[f"{name}_image"] = gym.spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
-        self.observation_space = gym.spaces.Dict(boxes)  # type: ignore[assignment]
+        self.observation_space = gym.spaces.Dict(boxes)
         self._env_kwargs = _make_kwargs(self.task, action_repr, env_kwargs or {})
-        self.metadata = {**self.metadata, "render_fps": self._env_kwargs["control_freq"]}
+        self.metadata = {**TaskEnv.metadata, "render_fps": self._env_kwargs["control_freq"]}
         self._env = load_robosuite().make(
             self.task.robosuite_name,
             **self._env_kwargs,
@@ -162,7 +128,6 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
             missing = [name for name in self.cameras if name not in there]
             if missing:
                 raise ValueError(f"the model has no camera {', '.join(missing)}; it has {', '.join(there)}")
-        self._elapsed: int | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -182,8 +147,7 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
             ValueError: the state does not fit the model.
             RenderUnavailable: images are observed and there is no offscreen OpenGL.
         """
-        if self._env is None:
-            raise ClosedEnvironmentError("reset() after close(): make a new environment")
+        self._check_open()
         super().reset(seed=seed)
         # robosuite draws poses from env.rng, which its samplers share: set it in place, from our own generator.
         episode = np.random.default_rng(self.np_random.integers(2**63))
@@ -205,17 +169,12 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
             ActionError: before anything moves.
             ResetNeeded: before the first reset or after the end of the episode.
         """
-        if self._elapsed is None:
-            raise ResetNeeded("the episode is over or was never started: call reset() before step()")
-        size = self.action_space.shape[0]  # type: ignore[index]
+        self._check_under_way()
+        size = self.action_space.shape[0]
         array = checked_action(action, size, f"{self.action_repr} position, axis-angle and gripper of each arm")
         raw, _, _, _ = self._env.step(array)
-        self._elapsed += 1
         success = self.is_success()
-        terminated = success and self.terminate_on_success
-        truncated = not terminated and self._elapsed >= self.horizon
-        if terminated or truncated:
-            self._elapsed = None
+        terminated, truncated = self._stepped(success)
         return self._observation(raw), float(success), terminated, truncated, {"success": success}
 
     def render(self) -> NDArray[np.uint8] | None:
@@ -235,7 +194,7 @@ class RobosuiteEnv(gym.Env[Observation, Array]):
         if self._env is not None:
             self._env.close()
             self._env = None
-        self._elapsed = None
+        super().close()
 
     def is_success(self) -> bool:
         """robomimic's rule for the current state: robosuite's own `_check_success`."""
