@@ -1,5 +1,7 @@
 """Copy result tables into README.md, between `<!-- table: name -->` and `<!-- end -->`.
 
+`<!-- table: name: a, b -->` takes those tables of a report whose title has one of the words.
+
     python benchmarks/readme.py                 # after the commands that README names beside each table
 
 The sources are benchmarks/results/<name>.md; reports of dps-eval are copied there first.
@@ -27,13 +29,26 @@ def tables_of(report: str) -> str:
     return "\n".join(tables)
 
 
+def titled_tables(report: str, words: list[str]) -> str:
+    """The tables of dps-report's Markdown whose title has one of the words, with their titles."""
+    found = re.findall(r"^(\*\*(.+)\*\*)\n\n((?:^\|.*\n)+)", report, flags=re.MULTILINE)
+    return "\n".join(f"{title}\n\n{table}" for title, name, table in found if any(word in name for word in words))
+
+
 def fill(readme: str, tables: dict[str, str]) -> str:
     """README with each named table replaced; a name without a table is an error."""
 
     def replace(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n\n{tables[match[1]].strip()}\n\n<!-- end -->"
+        name, _, words = match[1].partition(": ")
+        if words:
+            table = titled_tables((RESULTS / f"{name}.md").read_text(), words.split(", "))
+        else:
+            table = tables[name]
+        if not table:
+            raise ValueError(f"there is no table {match[1]}")
+        return f"<!-- table: {match[1]} -->\n\n{table.strip()}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", replace, readme, flags=re.DOTALL)
+    return re.sub(r"<!-- table: ([\w:, ]+) -->.*?<!-- end -->", replace, readme, flags=re.DOTALL)
 
 
 def stored_tables() -> dict[str, str]:
