@@ -40,10 +40,8 @@ def fill(readme: str, tables: dict[str, str]) -> str:
 
     def replace(match: re.Match[str]) -> str:
         name, _, words = match[1].partition(": ")
-        if words:
-            table = titled_tables((RESULTS / f"{name}.md").read_text(), words.split(", "))
-        else:
-            table = tables[name]
+        report = RESULTS / f"{name}.md"
+        table = titled_tables(report.read_text(), words.split(", ")) if words else tables[name]
         if not table:
             raise ValueError(f"there is no table {match[1]}")
         return f"<!-- table: {match[1]} -->\n\n{table.strip()}\n\n<!-- end -->"
