@@ -156,7 +156,7 @@ def test_bad_arguments_are_named(change, message):
 
 
 def test_tasks_without_environment_or_expert_are_named(tmp_path, monkeypatch):
-    with pytest.raises(UnknownTaskError, match="known tasks: can, lift, square"):
+    with pytest.raises(UnknownTaskError, match="known tasks: can, kitchen, lift"):
         collect(CollectConfig("lfit", 1, tmp_path / "x.hdf5"), progress=False)
     monkeypatch.setattr("diffpolicy_spec.envs.experts.base.EXPERTS", {})
     with pytest.raises(UnknownExpertError, match="no scripted expert"):

@@ -20,6 +20,11 @@ EPISODES = 5
 SAMPLERS = ("ddpm100", "speculative")
 
 
+def _hears_ctrl_c():
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """A dps-eval process in a session of its own."""
 
@@ -34,7 +39,7 @@ class Run:
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment}, preexec_fn=_hears_ctrl_c,
         )  # fmt: skip
 
     def wait_for_episodes(self, count):
