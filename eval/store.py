@@ -140,12 +140,6 @@ class Store:
                 "the episodes finished before are safe"
             ) from error
 
-    def done(self, cell: str) -> set[int]:
-        """Seeds of the cell's finished episodes."""
-        pc = require("pyarrow.compute", extra="eval")
-        table = load_parts(self.path, columns=["cell", "seed"])
-        return set(table.filter(pc.equal(table["cell"], cell))["seed"].to_pylist())
-
     def _as_json(self, environment: Mapping[str, Any]) -> str:
         # The same mapping for every episode of a run.
         known = self._environment.get(id(environment))

@@ -64,8 +64,6 @@ def test_what_is_appended_is_read_again(tmp_path):
     assert table.chunks["evaluations"].tolist() == [i for s in (3, 4, 5) for i in range(s)]
     assert table.tested_at.tolist() == [12, 24, 36, 3 + 6 + 10]
     assert table.accepted_at.tolist() == [0, 12, 24, 0]
-    assert store.done(CELL.id) == {3, 4, 5}
-    assert store.done("another") == set()
 
 
 def test_an_episode_without_chunks_and_an_empty_cell(tmp_path):
@@ -95,7 +93,6 @@ def test_small_parts_are_merged_and_nothing_counts_twice(tmp_path, monkeypatch):
     table = read_stores([tmp_path]).episodes(CELL.id)
     assert table.seed.tolist() == list(range(21))
     assert len(table.chunks) == 63
-    assert store.done(CELL.id) == set(range(21))
 
 
 def test_several_stores_are_read_together(tmp_path):
