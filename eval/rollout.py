@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy_spec.clock import clock
 from diffpolicy_spec.eval.episode import Episode, chunk_generator
 from diffpolicy_spec.eval.errors import Retries
 from diffpolicy_spec.eval.pacing import LOCKSTEP, Pace
@@ -22,11 +22,6 @@ from diffpolicy_spec.eval.worlds import Begun, Executed, Lost, Start, World
 __all__ = ["call_policy", "chunk_generator", "chunk_records", "run_episodes", "warm_up"]
 
 History = Sequence[Mapping[str, np.ndarray]]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _previous_plans(plans: Sequence[Tensor | None]) -> Tensor | None:
@@ -61,11 +56,9 @@ def call_policy(
         for key in policy.config.obs_keys
     }
     previous = _previous_plans(previous_plans)
-    _synchronize(policy.device)
-    start = time.perf_counter()
+    start = clock(policy.device)
     output = policy.predict_action(observations, sampler=sampler, generator=list(generators), previous_plan=previous)
-    _synchronize(policy.device)
-    return output, 1e3 * (time.perf_counter() - start)
+    return output, 1e3 * (clock(policy.device) - start)
 
 
 def chunk_records(

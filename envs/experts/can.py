@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpolicy_spec.envs.experts.carry import CarryExpert, CarryStyle
 from diffpolicy_spec.envs.experts.motion import smoothstep
-from diffpolicy_spec.envs.experts.pick import CLOSE, OPEN, Goal, PickExpert, PickStyle, Scene
-from diffpolicy_spec.rotations import axis_angle_to_matrix, quat_xyzw_to_matrix
+from diffpolicy_spec.envs.experts.pick import CLOSE, Goal, Scene
+from diffpolicy_spec.rotations import axis_angle_to_matrix
 
 __all__ = ["CanExpert", "CanStyle"]
 
@@ -23,21 +23,16 @@ CLEAR = (0.90, 0.96)  # m, height of the can's centre from which it may begin to
 
 
 @dataclass(frozen=True, kw_only=True)
-class CanStyle(PickStyle):
-    """One episode's manner; see `PickStyle`.
+class CanStyle(CarryStyle):
+    """One episode's manner; see `CarryStyle`.
 
     Attributes:
         yaw: the direction the fingers close along, against where they were at first, rad: a can has no sides.
-        carry_speed, carry_height: of the way to the compartment; height of the can's centre, m.
         place: (x, y) from PLACE, m.
-        release_height: height of the can's centre at which it is let go, m.
     """
 
     yaw: float
-    carry_speed: float
-    carry_height: float
     place: tuple[float, float]
-    release_height: float
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> CanStyle:
@@ -67,7 +62,7 @@ class CanStyle(PickStyle):
         )
 
 
-class CanExpert(PickExpert):
+class CanExpert(CarryExpert):
     """One episode of Can.
 
     Args:
@@ -78,22 +73,11 @@ class CanExpert(PickExpert):
     style: CanStyle
     held_width = (0.036, 0.058)  # a can of 50 mm
     lost_beyond = 0.035
-    after_close = "carry"
-    leash = 0.07
+    opening = (0.060, 0.012)
 
     def __init__(self, rng: np.random.Generator, style: CanStyle | None = None) -> None:
         super().__init__(rng, CanStyle.draw(rng) if style is None else style)
         self._free: Array | None = None  # the direction of the fingers at a standing can
-
-    @property
-    def phases(self) -> dict[str, Callable[[Scene], Goal]]:
-        """See `PickExpert`."""
-        return {**super().phases, "carry": self._carry, "release": self._release}
-
-    def object_pose(self, obs: dict[str, Array]) -> tuple[Array, Array]:
-        """The can; see `PickExpert`."""
-        # robosuite 1.5's order: pose seen from the gripper (7; not filled in at reset), then the pose in the world.
-        return obs["object"][7:10], quat_xyzw_to_matrix(obs["object"][10:14])
 
     def grasp_fingers(self, scene: Scene, fingers: Array) -> Array:
         """At a standing can the style's own direction; across the axis of one that lies."""
@@ -133,7 +117,7 @@ class CanExpert(PickExpert):
         """(2,): from the can to its place, horizontally."""
         return PLACE + self.style.place - scene.position[:2]
 
-    def _carry(self, scene: Scene) -> Goal:
+    def carry(self, scene: Scene) -> Goal:
         """Up, across where no wall is in the way, and down the nearer it comes."""
         style, way, height = self.style, self._way(scene), scene.position[2]
         beside = float(np.linalg.norm(way))
@@ -144,11 +128,6 @@ class CanExpert(PickExpert):
         wanted = style.release_height + down * smoothstep((beside - 0.015) / 0.10)
         goal = scene.eef + np.array([*(clear * way), wanted - height])
         return Goal(goal, self._fingers, style.carry_speed * (0.4 + 0.6 * smoothstep(beside / 0.12)), CLOSE)
-
-    def _release(self, scene: Scene) -> Goal:
-        """Open where it is, and rise as the fingers open."""
-        rise = 0.12 * smoothstep((scene.width - 0.060) / 0.012)
-        return Goal(scene.eef + np.array([0.0, 0.0, rise]), self._fingers, 0.15, OPEN)
 
 
 def _horizontal(vector: Array) -> Array:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpolicy_spec.envs.experts.carry import CarryExpert, CarryStyle
 from diffpolicy_spec.envs.experts.motion import smoothstep
-from diffpolicy_spec.envs.experts.pick import CLOSE, OPEN, Goal, PickExpert, PickStyle, Scene
-from diffpolicy_spec.rotations import quat_xyzw_to_matrix
+from diffpolicy_spec.envs.experts.pick import CLOSE, Goal, Scene
 
 __all__ = ["SquareExpert", "SquareStyle"]
 
@@ -24,17 +23,8 @@ BESIDE = 0.11  # m, how near to the peg it comes below that
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquareStyle(PickStyle):
-    """One episode's manner; see `PickStyle`. The grasp is `grasp_along` the handle from its middle.
-
-    Attributes:
-        carry_speed, carry_height: of the way to the peg; height of the nut, m.
-        release_height: height of the nut on the peg at which it is let go, m.
-    """
-
-    carry_speed: float
-    carry_height: float
-    release_height: float
+class SquareStyle(CarryStyle):
+    """One episode's manner; see `CarryStyle`. The grasp is `grasp_along` the handle from its middle."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> SquareStyle:
@@ -62,7 +52,7 @@ class SquareStyle(PickStyle):
         )
 
 
-class SquareExpert(PickExpert):
+class SquareExpert(CarryExpert):
     """One episode of Square.
 
     Args:
@@ -73,22 +63,11 @@ class SquareExpert(PickExpert):
     style: SquareStyle
     held_width = (0.024, 0.040)  # a handle of 32 mm
     lost_beyond = 0.025
-    after_close = "carry"
-    leash = 0.07
+    opening = (0.050, 0.015)
 
     def __init__(self, rng: np.random.Generator, style: SquareStyle | None = None) -> None:
         super().__init__(rng, SquareStyle.draw(rng) if style is None else style)
         self._release_height = self.style.release_height
-
-    @property
-    def phases(self) -> dict[str, Callable[[Scene], Goal]]:
-        """See `PickExpert`."""
-        return {**super().phases, "carry": self._carry, "release": self._release}
-
-    def object_pose(self, obs: dict[str, Array]) -> tuple[Array, Array]:
-        """The nut; see `PickExpert`."""
-        # robosuite 1.5's order: pose seen from the gripper (7; not filled in at reset), then the pose in the world.
-        return obs["object"][7:10], quat_xyzw_to_matrix(obs["object"][10:14])
 
     def grasp_fingers(self, scene: Scene, fingers: Array) -> Array:
         """Across the handle, whichever way round is nearer."""
@@ -124,7 +103,7 @@ class SquareExpert(PickExpert):
         beside = float(np.abs(scene.position[:2] - PEG).max())
         return bool(beside < 0.012 and scene.position[2] < PEG_TOP - 0.004 and abs(scene.matrix[2, 2]) > 0.95)
 
-    def _carry(self, scene: Scene) -> Goal:
+    def carry(self, scene: Scene) -> Goal:
         """Up, across and turning; down only where it fits."""
         style, height = self.style, float(scene.position[2])
         way = PEG - scene.position[:2]
@@ -142,11 +121,6 @@ class SquareExpert(PickExpert):
         goal = scene.position + np.array([*(near * way), wanted - height]) + spin @ arm
         speed = style.carry_speed * (0.35 + 0.65 * smoothstep((beside - 0.01) / 0.10))
         return Goal(goal, spin @ self._fingers, speed, CLOSE)
-
-    def _release(self, scene: Scene) -> Goal:
-        """Open where it is, and rise as the fingers open."""
-        rise = 0.12 * smoothstep((scene.width - 0.050) / 0.015)
-        return Goal(scene.eef + np.array([0.0, 0.0, rise]), self._fingers, 0.15, OPEN)
 
 
 def _turn_to_peg(handle: Array) -> float:
