@@ -55,6 +55,8 @@ class PolicyOutput:
 def build_network(config: PolicyConfig) -> ConditionalUnet1D:
     """The network of this config, freshly initialised, on the default device."""
     unet = config.unet
+    if unet is None:
+        raise NotImplementedError("only the U-Net is built here so far")
     return ConditionalUnet1D(
         input_dim=config.action_dim,
         global_cond_dim=config.condition_dim,
