@@ -6,9 +6,7 @@ Layout (diffusion_policy, `common/replay_buffer.py`): `data/<key> (T, ...)`, all
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.data.robomimic import convert_actions
 from diffpolicy_spec.data.split import split_by_seed
+from diffpolicy_spec.data.zarr_store import open_store, read_zarr
 from diffpolicy_spec.optional import require
 
 __all__ = ["SOURCES", "read_replay_buffer", "write_replay_buffer"]
@@ -64,7 +63,7 @@ def read_replay_buffer(
     """
     if filter_key not in (None, "train", "valid"):
         raise DataError(f"{path} is a zarr store, which has 'train' and 'valid' (a fixed split), not {filter_key!r}")
-    with _open(path) as root:
+    with open_store(path) as root:
         actions = _array(root, "data", action_key, path)
         ends = _ends(root, len(actions), path)
         obs = {key: _observation(root, key, dim, len(actions), path) for key, dim in obs_dims.items()}
@@ -119,34 +118,16 @@ def write_replay_buffer(path: str | Path, data: Mapping[str, ArrayLike], episode
         fill(str(folder))
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[Any]:
-    zarr = require("zarr", extra="data", needed_by="reading a replay buffer")
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"dataset {path} does not exist: give dataset=PATH of a zarr replay buffer")
-    try:
-        store = str(path) if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
-        root = zarr.open_group(store, mode="r")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable zarr store: {error}") from error
-    try:
-        yield root
-    finally:
-        root.store.close()
-
-
 def _array(root: Any, group: str, key: str, path: str | Path) -> NDArray[Any]:
     """One array, whole."""
-    zarr = require("zarr", extra="data")
-    name = f"{group}/{key}"
-    if name not in root or not isinstance(root[name], zarr.Array):
-        there = sorted(root[group].array_keys()) if group in root else []
-        raise DataError(f"{path} has no '{name}'; there are: {', '.join(there) or 'none'}")
-    try:
-        return np.asarray(root[name][...])
-    except (RuntimeError, ValueError, OSError) as error:  # what the decompressors raise
-        raise DataError(f"{path}: '{name}' cannot be read: {error}") from error
+    parent: Any = root.get(group)
+    if not hasattr(parent, "array_keys") or key not in parent:
+        there = sorted(parent.array_keys()) if hasattr(parent, "array_keys") else []
+        raise DataError(f"{path} has no '{group}/{key}'; there are: {', '.join(there) or 'none'}")
+    array = read_zarr(parent[key], f"{path}: '{group}/{key}'")
+    if array.ndim == 0:
+        raise DataError(f"{path}: '{group}/{key}' is one number, expected rows")
+    return array
 
 
 def _observation(root: Any, key: str, dim: int, rows: int, path: str | Path) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.data.errors import DataError
-from diffpolicy_spec.optional import require
+from diffpolicy_spec.data.hdf5_file import open_hdf5, read_hdf5
 from diffpolicy_spec.rotations import ACTION_REPRS, actions_to_rot6d
 
 __all__ = ["convert_actions", "read_robomimic"]
@@ -48,32 +48,23 @@ def read_robomimic(
             values that are not finite; the message says where.
         ImportError: h5py is not installed.
     """
-    with _open(path) as file:
+    with open_hdf5(path) as file:
         names = _names(file, path, filter_key)
         return [_episode(file["data"][n], n, path, obs_dims, action_repr, action_key) for n in names]
 
 
-def _open(path: str | Path) -> Any:
-    h5py = require("h5py", extra="data", needed_by="reading a robomimic dataset")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"dataset {path} does not exist; for a task of this package collect one: dps-collect")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path} is not a readable hdf5 file: {error}") from error
-
-
 def _names(file: Any, path: str | Path, filter_key: str | None) -> list[str]:
-    if "data" not in file or len(file["data"]) == 0:
+    if "data" not in file or not hasattr(file["data"], "keys") or len(file["data"]) == 0:
         raise DataError(f"{path} has no 'data/demo_i' groups: not a robomimic dataset")
     there = list(file["data"])
     if filter_key is None:
         names = there
     else:
-        masks = list(file["mask"]) if "mask" in file else []
+        masks = list(file["mask"]) if "mask" in file and hasattr(file["mask"], "keys") else []
         if filter_key not in masks:
             raise DataError(f"{path} has no mask/{filter_key}; masks there: {', '.join(sorted(masks)) or 'none'}")
-        names = [n.decode() if isinstance(n, bytes) else str(n) for n in file["mask"][filter_key][:]]
+        listed = read_hdf5(file["mask"][filter_key], f"{path}: mask/{filter_key}").ravel()
+        names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in listed]
         missing = sorted(set(names) - set(there))
         if missing:
             raise DataError(f"{path}: mask/{filter_key} names demonstrations that are not there: {', '.join(missing)}")
@@ -92,19 +83,27 @@ def _episode(
     group: Any, name: str, path: str | Path, obs_dims: Mapping[str, int], action_repr: str, action_key: str
 ) -> Episode:
     where = f"{path}: {name}"
+    if not hasattr(group, "keys"):
+        raise DataError(f"{where} is an array, expected a group with '{action_key}' and 'obs'")
     if action_key not in group:
         raise DataError(f"{where} has no '{action_key}'; there are: {', '.join(sorted(group)) or 'none'}")
-    available: Sequence[str] = sorted(group["obs"]) if "obs" in group else []
+    available: Sequence[str] = sorted(group["obs"]) if "obs" in group and hasattr(group["obs"], "keys") else []
     obs = {}
     for key, dim in obs_dims.items():
         if key not in available:
             raise DataError(f"{where} has no 'obs/{key}'; there are: {', '.join(available) or 'none'}")
-        values = group["obs"][key][:]
+        values = read_hdf5(group["obs"][key], f"{where}: 'obs/{key}'")
         if values.ndim != 2 or values.shape[1] != dim:
             raise DataError(f"{where}: 'obs/{key}' has shape {values.shape}, expected (N, {dim})")
-        obs[key] = values.astype(np.float32)
-    actions = convert_actions(group[action_key][:], where, action_repr)
+        obs[key] = _numbers(values, where, f"obs/{key}").astype(np.float32)
+    actions = convert_actions(read_hdf5(group[action_key], f"{where}: '{action_key}'"), where, action_repr)
     return Episode(where, obs, actions)
+
+
+def _numbers(values: NDArray[Any], where: str, key: str) -> NDArray[Any]:
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{where}: '{key}' holds {values.dtype}, expected numbers")
+    return values
 
 
 def convert_actions(actions: NDArray[Any], where: str, action_repr: str) -> NDArray[np.float32]:
@@ -113,6 +112,7 @@ def convert_actions(actions: NDArray[Any], where: str, action_repr: str) -> NDAr
     Raises:
         DataError: not two-dimensional, or not what the representation is made from.
     """
+    _numbers(actions, where, "actions")
     if actions.ndim != 2:
         raise DataError(f"{where}: actions have shape {actions.shape}, expected (N, A)")
     if action_repr in ("absolute", "delta", "raw"):
