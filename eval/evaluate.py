@@ -13,7 +13,8 @@ from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.eval.episode_table import Results, read_stores
 from diffpolicy_spec.eval.errors import RunError
 from diffpolicy_spec.eval.progress import ProgressBar
-from diffpolicy_spec.eval.report import FILES, load_report, write_reports
+from diffpolicy_spec.eval.report import FILES, Report, write_reports
+from diffpolicy_spec.eval.report.data import collect
 from diffpolicy_spec.eval.report.markdown import markdown_table
 from diffpolicy_spec.eval.report.tables import tables_of
 from diffpolicy_spec.eval.results import eval_log, video_path, write_json
@@ -96,17 +97,13 @@ class _Run:
         self._bars[key].episode(done.record, done.chunks)
         if len(self.done[key]) == len(self.settings.seeds):
             self._bars[key].close()
-            self.write()
+            if self.stored < self.total:  # `run` writes it at the end
+                self.write(read_stores([self.store.path]))
 
-    def results(self) -> Results:
-        """What is in the store: this run's cells in their order, then others."""
-        found = read_stores([self.store.path])
+    def write(self, found: Results) -> Results:
+        """Write what the store holds as eval_log.json; returns it with this run's cells first, in their order."""
         order = [*self.settings.works, *(key for key in found.cells if key not in self.settings.works)]
-        return Results({key: found.cells[key] for key in order}, found.tables)
-
-    def write(self) -> Results:
-        """Write what is in the store now as eval_log.json."""
-        output, results = self.settings.output, self.results()
+        results, output = Results({key: found.cells[key] for key in order}, found.tables), self.settings.output
         log = eval_log(results, output, self.config, self._described, finished=self.stored == self.total)
         with _writing(output):
             write_json(output / "eval_log.json", log)
@@ -135,9 +132,8 @@ def _finished(store: Store, settings: Settings) -> dict[str, dict[int, bool]]:
     return found
 
 
-def _tables(store: Path) -> str:
+def _tables(report: Report) -> str:
     """What is said at the end."""
-    report = load_report([store])
     tables = [f"{t.title}\n{markdown_table(t.header, t.rows, t.left)}" for t in tables_of(report)]
     return "\n\n".join([*(f"note: {note}" for note in report.notes), *tables])
 
@@ -183,10 +179,11 @@ def run(settings: Settings, config: Mapping[str, Any]) -> Results:
         ) from error
     finally:
         running.close()
-    results = running.write()
+    found = read_stores([running.store.path])
+    results, report = running.write(found), collect(found)
     with _writing(output):
-        written = write_reports([running.store.path], output) if settings.report else []
-    print(f"\n{_tables(running.store.path)}\n")
+        written = write_reports([running.store.path], output, report=report) if settings.report else []
+    print(f"\n{_tables(report)}\n")
     folders = ["videos"] if (output / "videos").exists() else []
     print(f"Written to {output}: {', '.join(['store', 'eval_log.json', *(p.name for p in written), *folders])}.")
     return results

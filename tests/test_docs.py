@@ -15,7 +15,7 @@ import yaml
 
 import diffpolicy_spec
 from diffpolicy_spec import SamplerConfig
-from diffpolicy_spec.eval.settings import known_samplers, resolve_samplers
+from diffpolicy_spec.eval.resolve import known_samplers, resolve_samplers
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

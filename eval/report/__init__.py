@@ -40,6 +40,7 @@ def write_reports(
     stores: Sequence[str | Path],
     output: str | Path,
     *,
+    report: Report | None = None,
     margin: float = 0.05,
     title: str = "Diffusion Policy samplers, evaluated",
     videos_mb: float = 24.0,
@@ -48,14 +49,16 @@ def write_reports(
 
     Args:
         stores: see `load_report`. Videos are looked for in `videos/<task>/<cell>/<seed>.mp4` beside each store.
-        margin: the difference of success that would not matter, in (0, 1).
+        report: what `load_report` gives for these stores, where it has been called already.
+        margin: the difference of success that would not matter, in (0, 1); for a report that is not given.
         videos_mb: megabytes of videos that are embedded in the page; further ones are linked.
 
     Raises:
         StoreError, ValueError: see `load_report`.
         OSError: `output` cannot be written.
     """
-    report, folder = load_report(stores, margin=margin), Path(output)
+    report = load_report(stores, margin=margin) if report is None else report
+    folder = Path(output)
     films = films_in(list(dict.fromkeys([folder, *(store_in(path).parent for path in stores)])))
     texts = {
         "report.html": html_page(report, films, folder, title=title, videos_mb=videos_mb),

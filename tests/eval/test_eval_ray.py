@@ -7,44 +7,18 @@ import signal
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from spread_runs import Listener, all_jobs, alone, prepared
 
 ray = pytest.importorskip("ray")
 
-from diffpolicy_spec.eval.settings import prepare  # noqa: E402
-from diffpolicy_spec.eval.spread import Spread, run_jobs, run_on_ray  # noqa: E402
-from diffpolicy_spec.eval.workers import Job, pack  # noqa: E402
-
-
-class Listener:
-    def __init__(self, when_finished=None):
-        self.done, self._finished = [], when_finished
-
-    def dealt(self, job):
-        pass
-
-    def finished(self, done):
-        self.done.append(done)
-        if self._finished is not None:
-            self._finished(done)
-
-    def episodes(self):
-        return {
-            (d.job.cell, d.job.seed): (d.record.actions_sha, [(c.calls, c.accepted_at) for c in d.chunks])
-            for d in self.done
-        }
+from diffpolicy_spec.eval.spread import Spread, run_on_ray  # noqa: E402
+from diffpolicy_spec.eval.workers import pack  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def settings(checkpoint, tmp_path_factory):
-    output = tmp_path_factory.mktemp("ray") / "out"
-    given = [f"policy={checkpoint}", f"output={output}", "num_episodes=3", "max_steps=20", "video=false",
-             "report=false", "samplers=[ddpm100,speculative]", "backend=ray", "num_workers=2"]  # fmt: skip
-    with initialize_config_module("diffpolicy_spec.configs", version_base="1.3"):
-        prepared = prepare(OmegaConf.to_container(compose("eval", overrides=given), resolve=True))
-    yield prepared
-    prepared.worker.close()
+    with prepared(checkpoint, tmp_path_factory.mktemp("ray") / "out", "backend=ray", "num_workers=2") as settings:
+        yield settings
 
 
 def kill_a_worker():
@@ -62,11 +36,7 @@ def kill_a_worker():
 
 def test_ray_runs_the_same_episodes_even_if_a_worker_is_killed(settings):
     assert settings.spread == Spread("ray", 2)
-    jobs = [Job(key, seed) for key in settings.works for seed in settings.seeds]
-    local = Listener()
-    run_jobs(settings.worker, settings.works, jobs, local, Spread())
-
-    killed = []
+    jobs, local, killed = all_jobs(settings), alone(settings), []
 
     def kill_one(_):
         if not killed:
@@ -80,9 +50,8 @@ def test_ray_runs_the_same_episodes_even_if_a_worker_is_killed(settings):
         ray.shutdown()
     assert killed[0] or not Path("/proc/self/cmdline").exists()
     assert len(spread.done) == len(jobs)
-    assert spread.episodes() == local.episodes()
-    calls = [chunk.call for done in spread.done for chunk in done.chunks]
-    assert len(set(calls)) == len(calls)
+    assert spread.episodes() == local
+    assert len(set(spread.calls())) == len(spread.calls())
 
 
 def test_checkpoints_travel(checkpoint, tmp_path):

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from tiny_policy import tiny_policy
 
 from diffpolicy_spec.eval import settings as settings_module
-from diffpolicy_spec.eval.settings import known_samplers, prepare, resolve_policies, resolve_samplers, resolve_tasks
+from diffpolicy_spec.eval.resolve import known_samplers, resolve_policies, resolve_samplers, resolve_tasks
+from diffpolicy_spec.eval.settings import prepare
 from diffpolicy_spec.eval.store import Store, StoreError
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig

@@ -9,16 +9,14 @@ import time
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from spread_runs import Listener, all_jobs, alone, prepared
 
 from diffpolicy_spec.eval.errors import EpisodeLostError, RunError
 from diffpolicy_spec.eval.processes import DeadPeerError, Peer
 from diffpolicy_spec.eval.rollout import run_episodes
-from diffpolicy_spec.eval.settings import prepare
 from diffpolicy_spec.eval.spread import Spread, run_jobs
 from diffpolicy_spec.eval.subscribers import Recorder
-from diffpolicy_spec.eval.workers import Job, make_environment, run_on_processes
+from diffpolicy_spec.eval.workers import make_environment, run_on_processes
 from diffpolicy_spec.eval.worlds import Begun, Executed, LocalWorld, Lost, ProcessWorld, Start
 from diffpolicy_spec.samplers import SamplerConfig
 
@@ -26,68 +24,32 @@ SEEDS = (100000, 100001, 100002)
 ENV = ("lift", "absolute_rot6d", False)
 
 
-class Listener:
-    def __init__(self, when_dealt=None, when_finished=None):
-        self.done = []
-        self._dealt, self._finished = when_dealt, when_finished
-
-    def dealt(self, job):
-        if self._dealt is not None:
-            self._dealt(job)
-
-    def finished(self, done):
-        self.done.append(done)
-        if self._finished is not None:
-            self._finished(done)
-
-    def episodes(self):
-        """Everything that must repeat, by job."""
-        return {
-            (d.job.cell, d.job.seed): (
-                d.record.actions_sha, d.record.steps, d.record.max_reward, d.record.success,
-                [(c.chunk, c.calls, c.evaluations, c.accepted_at, c.tested_at) for c in d.chunks],
-            )
-            for d in self.done
-        }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def settings(checkpoint, tmp_path_factory):
-    output = tmp_path_factory.mktemp("workers") / "out"
-    given = [f"policy={checkpoint}", f"output={output}", "num_episodes=3", "max_steps=20", "video=false",
-             "report=false", "samplers=[ddpm100,speculative]"]  # fmt: skip
-    with initialize_config_module("diffpolicy_spec.configs", version_base="1.3"):
-        config = OmegaConf.to_container(compose("eval", overrides=given), resolve=True)
-    prepared = prepare(config)
-    yield prepared
-    prepared.worker.close()
+    with prepared(checkpoint, tmp_path_factory.mktemp("workers") / "out") as settings:
+        yield settings
 
 
 @pytest.fixture(scope="module")
 def jobs(settings):
-    return [Job(key, seed) for key in settings.works for seed in settings.seeds]
+    return all_jobs(settings)
 
 
 @pytest.fixture(scope="module")
-def alone(settings, jobs):
-    """What one process comes to."""
-    listener = Listener()
-    run_jobs(settings.worker, settings.works, jobs, listener, Spread())
-    assert [d.job for d in listener.done] == jobs
-    return listener.episodes()
+def locally(settings):
+    return alone(settings)
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-def test_any_number_of_workers_runs_the_same_episodes(settings, jobs, alone, num_workers):
+def test_any_number_of_workers_runs_the_same_episodes(settings, jobs, locally, num_workers):
     listener = Listener()
     run_jobs(settings.worker, settings.works, jobs, listener, Spread(num_workers=num_workers))
-    assert listener.episodes() == alone
-    calls = [chunk.call for done in listener.done for chunk in done.chunks]
-    assert len(set(calls)) == len(calls)
+    assert listener.episodes() == locally
+    assert len(set(listener.calls())) == len(listener.calls())
     assert not multiprocessing.active_children()
 
 
-def test_what_a_killed_worker_was_at_goes_to_another(settings, jobs, alone):
+def test_what_a_killed_worker_was_at_goes_to_another(settings, jobs, locally):
     killed = []
 
     def kill_one(_):
@@ -100,7 +62,7 @@ def test_what_a_killed_worker_was_at_goes_to_another(settings, jobs, alone):
     run_on_processes(settings.works, jobs, listener, 2)
     assert len(killed) == 2
     assert len(listener.done) == len(jobs)
-    assert listener.episodes() == alone
+    assert listener.episodes() == locally
 
 
 def test_an_episode_that_kills_every_worker_is_named(settings, jobs):
