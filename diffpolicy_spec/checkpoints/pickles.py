@@ -1,0 +1,53 @@
+"""Checkpoints that torch.save pickled, read as data: nothing in them is imported, called or instantiated.
+
+The pickle is described by its opcodes (`opcodes.decode`). What it names must stand on a short list (`vocabulary`) of
+what the checkpoints of diffusion_policy and robomimic hold: tensors, dicts, NumPy values and OmegaConf's containers,
+which become plain dicts and lists. Anything else is refused by name. Tensors stay in the file until asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffpolicy_spec.checkpoints.archive import open_archive
+from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.opcodes import decode
+from diffpolicy_spec.checkpoints.stored import StoredTensor, load_tensors
+from diffpolicy_spec.checkpoints.vocabulary import ALLOWED, plain, short
+
+__all__ = ["StoredTensor", "load_tensors", "read_pickled"]
+
+
+def read_pickled(path: str | Path) -> dict[str, Any]:
+    """Read a file of torch.save without unpickling it.
+
+    Returns:
+        The pickled dict as plain data: dicts, lists, tuples, str, numbers, bytes (never looked into), NumPy values,
+        and `StoredTensor`s where tensors were. OmegaConf's containers are plain too, their interpolations unresolved.
+
+    Raises:
+        CheckpointError: truncated, damaged, or of another format; or it names something that no checkpoint needs
+            ("posix.system"): then nothing of it was imported or run.
+    """
+    archive = open_archive(path)
+    try:
+        decoded = decode(archive.pickle)
+        _refuse(decoded.imports)
+        value = plain(decoded.value, archive)
+    except CheckpointError as error:
+        raise CheckpointError(f"{archive.path} is not read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{archive.path} holds a {type(value).__name__}; a checkpoint is a dict")
+    return value
+
+
+def _refuse(imports: tuple[str, ...]) -> None:
+    strangers = [name for name in imports if name not in ALLOWED]
+    if strangers:
+        more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+        names = ", ".join(short(name) for name in strangers[:5]) + more
+        raise CheckpointError(
+            f"its pickle wants to import {names}, which no checkpoint needs. Nothing of it was imported or run. If you "
+            "trust the file, save its state dicts and plain settings only, in the environment that wrote it"
+        )

@@ -1,0 +1,63 @@
+"""Tensors of a torch.save file that stay in it until they are asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffpolicy_spec.checkpoints.archive import Archive, read_record
+from diffpolicy_spec.checkpoints.errors import CheckpointError
+
+__all__ = ["StoredTensor", "load_tensors"]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor that is still in its file; `load_tensors` reads it.
+
+    Attributes:
+        archive: the file.
+        key: its storage; several tensors may share one.
+        dtype, shape: of the tensor.
+        offset, stride: where its numbers stand in the storage, in numbers.
+    """
+
+    archive: Archive
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    def load(self) -> Tensor:
+        """The tensor, read from the file."""
+        return load_tensors({"": self})[""]
+
+
+def load_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """Read tensors from their file, each storage once, into memory of their own.
+
+    Raises:
+        CheckpointError: a storage is truncated or damaged, or the tensors share storages to be more than the file.
+    """
+    total, storages, tensors = 0, dict[tuple[Path, str], Tensor](), dict[str, Tensor]()
+    for name, tensor in stored.items():
+        total += tensor.numel * tensor.dtype.itemsize
+        if total > tensor.archive.size:
+            raise CheckpointError(f"{tensor.archive.path} is not read: its tensors are larger than the file")
+        where = (tensor.archive.path, tensor.key)
+        if where not in storages:
+            storages[where] = read_record(tensor.archive, tensor.key)
+        numbers = storages[where].view(tensor.dtype)
+        tensors[name] = numbers.as_strided(tensor.shape, tensor.stride, tensor.offset).contiguous()
+    return tensors
