@@ -20,6 +20,7 @@ def read_dataset(
     action_repr: str,
     filter_key: str | None = None,
     action_key: str | None = None,
+    image_shapes: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> list[Episode]:
     """Read demonstrations into memory: a folder, *.zarr or *.zip is a replay buffer, another file a robomimic hdf5.
 
@@ -29,12 +30,13 @@ def read_dataset(
         action_repr: what the policy's actions are, see the readers.
         filter_key: a part of the dataset, e.g. "train"; None: all of it.
         action_key: the array of the actions; None: the format's own, "actions" of robomimic, "action" of zarr.
+        image_shapes: cameras to read -> (C, H, W); their images stay in the file.
 
     Raises:
         FileNotFoundError, DataError, ImportError: as `read_robomimic` and `read_replay_buffer`.
     """
     path = Path(path)
-    options: dict[str, Any] = {"action_repr": action_repr, "filter_key": filter_key}
+    options: dict[str, Any] = {"action_repr": action_repr, "filter_key": filter_key, "image_shapes": image_shapes}
     if action_key is not None:
         options["action_key"] = action_key
     if path.is_dir() or path.suffix in (".zarr", ".zip"):

@@ -21,8 +21,12 @@ __all__ = ["check_dataset", "open_hdf5", "read_hdf5"]
 
 
 @contextmanager
-def open_hdf5(path: str | Path) -> Iterator[Any]:
+def open_hdf5(path: str | Path, **options: Any) -> Iterator[Any]:
     """An h5py.File, for reading, closed on leaving; faults of the file that show only within are DataErrors, too.
+
+    Args:
+        path: the file.
+        **options: further arguments of h5py.File.
 
     Raises:
         FileNotFoundError: no such file.
@@ -39,7 +43,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     with path.open("rb"):  # PermissionError, and not hdf5's words for it
         pass
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{path} is not a readable hdf5 file (truncated or damaged?): {error}") from error
     try:

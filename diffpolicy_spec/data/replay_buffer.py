@@ -16,19 +16,21 @@ from numpy.typing import ArrayLike, NDArray
 from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.data.errors import DataError
+from diffpolicy_spec.data.frames import Frames, check_images
+from diffpolicy_spec.data.image_sources import ImageFile, StoredImages
 from diffpolicy_spec.data.robomimic import convert_actions
-from diffpolicy_spec.data.split import split_by_seed
-from diffpolicy_spec.data.zarr_store import open_store, read_zarr
+from diffpolicy_spec.data.split import FIXED_SPLIT, split_by_seed
+from diffpolicy_spec.data.zarr_store import check_array, open_store, read_zarr
 from diffpolicy_spec.optional import require
 
-__all__ = ["SOURCES", "read_replay_buffer", "write_replay_buffer"]
+__all__ = ["IMAGE_SOURCES", "SOURCES", "read_replay_buffer", "write_replay_buffer"]
 
 # Observations that a store may hold as columns of another array: key -> (array, columns).
 # Push-T: state is agent x, y, block x, y, angle.
 SOURCES: dict[str, tuple[str, slice]] = {"agent_pos": ("state", slice(0, 2))}
 
-# The stores name no validation episodes. One split for training, calibration and certificates.
-_SPLIT_SEED = 0
+# Cameras that a store may hold under another name: Push-T's.
+IMAGE_SOURCES = {"image": "img"}
 
 
 def read_replay_buffer(
@@ -38,8 +40,9 @@ def read_replay_buffer(
     action_repr: str = "raw",
     filter_key: str | None = None,
     action_key: str = "action",
+    image_shapes: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> list[Episode]:
-    """Read demonstrations into memory.
+    """Read demonstrations into memory; images stay in the store.
 
     An observation `key` is `data/<key>`, its rows flattened: keypoints (T, 9, 2) are 18 numbers. A key in `SOURCES` is
     taken from there where the store has no array of its own.
@@ -51,6 +54,7 @@ def read_replay_buffer(
             arm into 10.
         filter_key: "train" or "valid": that part of a fixed random split, 90 % and 10 % of the episodes; None: all.
         action_key: the array of the actions.
+        image_shapes: cameras to read -> (C, H, W); `data/<camera>` is (T, H, W, C), uint8 or floats of 0 to 255.
 
     Returns:
         Episodes, in the order of the store.
@@ -67,17 +71,22 @@ def read_replay_buffer(
         actions = _array(root, "data", action_key, path)
         ends = _ends(root, len(actions), path)
         obs = {key: _observation(root, key, dim, len(actions), path) for key, dim in obs_dims.items()}
+        images = {c: _images(root, c, shape, len(actions), path) for c, shape in (image_shapes or {}).items()}
     starts = np.concatenate([[0], ends[:-1]])
     chosen: Sequence[int] = range(len(ends))
     if filter_key is not None:
-        chosen = split_by_seed(chosen, _SPLIT_SEED)[filter_key == "valid"]
+        chosen = split_by_seed(chosen, FIXED_SPLIT)[filter_key == "valid"]
         if not chosen:
             raise DataError(f"{path} has {len(ends)} episode, too few for a '{filter_key}' part: read all (null)")
     episodes = []
     for i in chosen:
         rows, where = slice(int(starts[i]), int(ends[i])), f"{path}: episode {i}"
         seen = {key: values[rows].astype(np.float32) for key, values in obs.items()}
-        episodes.append(Episode(where, seen, convert_actions(actions[rows], where, action_repr)))
+        frames = {
+            camera: Frames(f"{where}: 'data/{source.name}'", source, rows.start, rows.stop - rows.start, shape)
+            for camera, (source, shape) in images.items()
+        }
+        episodes.append(Episode(where, seen, convert_actions(actions[rows], where, action_repr), frames))
     return episodes
 
 
@@ -142,6 +151,25 @@ def _observation(root: Any, key: str, dim: int, rows: int, path: str | Path) -> 
     if values.shape[1] != dim:
         raise DataError(f"{path}: '{key}' has {values.shape[1]} numbers a step ({stored.shape}), expected {dim}")
     return values
+
+
+def _images(
+    root: Any, camera: str, shape: tuple[int, int, int], rows: int, path: str | Path
+) -> tuple[StoredImages, tuple[int, int, int]]:
+    """A camera's array, checked in shape, and (H, W, C)."""
+    data, name = root["data"], camera
+    if camera not in data and camera in IMAGE_SOURCES:
+        name = IMAGE_SOURCES[camera]
+    where = f"{path}: 'data/{name}'"
+    if name not in data:
+        raise DataError(f"{where} is not there; there are: {', '.join(sorted(data.array_keys())) or 'none'}")
+    try:
+        array = data[name]
+    except Exception as error:  # a codec that is not installed shows when the array is opened
+        raise DataError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    check_array(array, where)
+    check_images(array.shape, array.dtype, rows, shape, where)
+    return StoredImages(ImageFile(path), f"data/{name}"), tuple(array.shape[1:])
 
 
 def _ends(root: Any, rows: int, path: str | Path) -> NDArray[np.int64]:

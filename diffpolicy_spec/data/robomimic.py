@@ -1,12 +1,14 @@
-"""Reader of robomimic's hdf5 files (low-dimensional observations).
+"""Reader of robomimic's hdf5 files.
 
 Layout (robomimic.github.io, "Dataset contents and visualization"): `data/demo_i/actions (N, A)`,
-`data/demo_i/obs/<key> (N, d)`, and `mask/<filter key>` with the names of the demonstrations that belong to it.
+`data/demo_i/obs/<key> (N, d)`, of cameras (N, H, W, C), and `mask/<filter key>` with the names of the demonstrations
+that belong to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from numpy.typing import NDArray
 
 from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.data.errors import DataError
-from diffpolicy_spec.data.hdf5_file import open_hdf5, read_hdf5
+from diffpolicy_spec.data.frames import Frames, check_images
+from diffpolicy_spec.data.hdf5_file import check_dataset, open_hdf5, read_hdf5
+from diffpolicy_spec.data.image_sources import ImageFile, hdf5_images
+from diffpolicy_spec.data.split import FIXED_SPLIT, split_by_seed
 from diffpolicy_spec.rotations import ACTION_REPRS, actions_to_rot6d
 
 __all__ = ["convert_actions", "read_robomimic"]
@@ -28,16 +33,19 @@ def read_robomimic(
     action_repr: str = "absolute_rot6d",
     filter_key: str | None = None,
     action_key: str = "actions",
+    image_shapes: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> list[Episode]:
-    """Read demonstrations into memory.
+    """Read demonstrations into memory; images stay in the file.
 
     Args:
         path: the hdf5 file.
         obs_dims: observation keys to read -> their expected dimensions.
         action_repr: "absolute_rot6d" turns each arm's 7-D absolute action into 10-D (`rotations.actions_to_rot6d`);
             the others leave the actions as they are.
-        filter_key: read only the demonstrations that `mask/<filter_key>` names; None reads all.
+        filter_key: read only the demonstrations that `mask/<filter_key>` names; None reads all. In a file without
+            masks "train" and "valid" are a fixed random split, 90 % and 10 %.
         action_key: "actions", or "actions_abs" in files of robomimic 0.5.
+        image_shapes: cameras to read -> (C, H, W).
 
     Returns:
         Episodes, in the order of their numbers.
@@ -49,8 +57,14 @@ def read_robomimic(
         ImportError: h5py is not installed.
     """
     with open_hdf5(path) as file:
-        names = _names(file, path, filter_key)
-        return [_episode(file["data"][n], n, path, obs_dims, action_repr, action_key) for n in names]
+        names, images = _names(file, path, filter_key), ImageFile(path)
+        episodes = []
+        for name in names:
+            group, where = file["data"][name], f"{path}: {name}"
+            episode = _episode(group, where, obs_dims, action_repr, action_key)
+            seen = {c: _frames(images, group, where, c, s, len(episode)) for c, s in (image_shapes or {}).items()}
+            episodes.append(replace(episode, images=seen))
+        return episodes
 
 
 def _names(file: Any, path: str | Path, filter_key: str | None) -> list[str]:
@@ -59,6 +73,11 @@ def _names(file: Any, path: str | Path, filter_key: str | None) -> list[str]:
     there = list(file["data"])
     if filter_key is None:
         names = there
+    elif filter_key in ("train", "valid") and "mask" not in file:
+        there = sorted(there, key=_number)
+        names = [there[i] for i in split_by_seed(range(len(there)), FIXED_SPLIT)[filter_key == "valid"]]
+        if not names:
+            raise DataError(f"{path} has one demonstration, too few for a '{filter_key}' part: read all (null)")
     else:
         masks = list(file["mask"]) if "mask" in file and hasattr(file["mask"], "keys") else []
         if filter_key not in masks:
@@ -79,10 +98,7 @@ def _number(name: str) -> tuple[int, str]:
     return (int(digits) if digits.isdigit() else -1, name)
 
 
-def _episode(
-    group: Any, name: str, path: str | Path, obs_dims: Mapping[str, int], action_repr: str, action_key: str
-) -> Episode:
-    where = f"{path}: {name}"
+def _episode(group: Any, where: str, obs_dims: Mapping[str, int], action_repr: str, action_key: str) -> Episode:
     if not hasattr(group, "keys"):
         raise DataError(f"{where} is an array, expected a group with '{action_key}' and 'obs'")
     if action_key not in group:
@@ -98,6 +114,18 @@ def _episode(
         obs[key] = _numbers(values, where, f"obs/{key}").astype(np.float32)
     actions = convert_actions(read_hdf5(group[action_key], f"{where}: '{action_key}'"), where, action_repr)
     return Episode(where, obs, actions)
+
+
+def _frames(file: ImageFile, group: Any, where: str, camera: str, shape: tuple[int, int, int], steps: int) -> Frames:
+    """One camera's images, checked in shape and left where they are."""
+    where = f"{where}: 'obs/{camera}'"
+    if "obs" not in group or camera not in group["obs"]:
+        there = sorted(group["obs"]) if "obs" in group else []
+        raise DataError(f"{where} is not there; there are: {', '.join(there) or 'none'}")
+    dataset = group["obs"][camera]
+    check_dataset(dataset, where)
+    check_images(dataset.shape, dataset.dtype, steps, shape, where)
+    return Frames(where, hdf5_images(file, dataset), 0, steps, dataset.shape[1:])
 
 
 def _numbers(values: NDArray[Any], where: str, key: str) -> NDArray[Any]:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["split_by_seed"]
+__all__ = ["FIXED_SPLIT", "split_by_seed"]
+
+FIXED_SPLIT = 0
+"""Seed of the split of datasets that name no validation episodes: one for training, calibration and certificates."""
 
 
 def split_by_seed(seeds: Sequence[int], seed: int, valid_fraction: float = 0.1) -> tuple[list[int], list[int]]:
