@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffpolicy_spec import BoundSampler, Denoise, Schedule, draw_noise, load_policy
 from diffpolicy_spec.choice.cost import CallCost, measure_call_cost
 from diffpolicy_spec.clock import clock
+from diffpolicy_spec.policies.config import EncoderConfig
 from diffpolicy_spec.policies.inference import inference_network
 from diffpolicy_spec.policies.runner import Conditioned, Runner
 from diffpolicy_spec.policies.transformer import TransformerForDiffusion
@@ -144,8 +145,9 @@ def sequential_ms(
 @torch.no_grad()
 def encoder_seconds(device: torch.device, repeats: int) -> float:
     """Seconds, at the median, to encode two observations of two cameras: once a chunk."""
-    encoder = ImageEncoder(["front", "wrist"]).eval().to(device)
-    images = {camera: torch.zeros(1, 2, *encoder.shape, device=device) for camera in encoder.obs_nets}
+    shapes = dict.fromkeys(("front", "wrist"), (3, 84, 84))
+    encoder = ImageEncoder(EncoderConfig(crop=(76, 76)), shapes).eval().to(device)
+    images = {camera: torch.zeros(1, 2, *shape, device=device) for camera, shape in shapes.items()}
     times = []
     for _ in range(repeats + 1):
         begin = clock(device)

@@ -1,7 +1,8 @@
 """The native checkpoint folder.
 
     config.json              format name and version, policy, scheduler, storage dtype, where it came from
-    model.safetensors        `model.*`: the network's (EMA) weights; `normalizer.params_dict.*`: float32 statistics
+    model.safetensors        `model.*`, `encoder.*`: the network's and the image encoder's (EMA) weights;
+                             `normalizer.params_dict.*`: float32 statistics
     speculation.safetensors  optional: what calibration found for this policy
     speculation.json         optional: the quickest exact sampler of this policy, by device (`choice.record`)
 
@@ -21,15 +22,27 @@ from torch import Tensor
 
 from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.parts import Parts, build_policy
+from diffpolicy_spec.checkpoints.tensors import read_tensors
+from diffpolicy_spec.checkpoints.weights import is_finite, some
 from diffpolicy_spec.choice.record import ChoiceError, read_choices, write_choices
 from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.policies.config import PolicyConfig
-from diffpolicy_spec.policies.diffusion import DiffusionPolicy, build_network
+from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 from diffpolicy_spec.schedule import Schedule, ScheduleError
 
-__all__ = ["FORMAT", "STORAGE_DTYPES", "VERSION", "load_native", "read_config", "save_policy", "save_speculation"]
+__all__ = [
+    "FORMAT",
+    "STORAGE_DTYPES",
+    "VERSION",
+    "load_native",
+    "read_config",
+    "read_native",
+    "save_policy",
+    "save_speculation",
+]
 
 FORMAT = "diffpolicy_spec.policy"
 VERSION = 1
@@ -62,10 +75,9 @@ def save_policy(
     path = Path(path)
     if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not a checkpoint folder: not replaced")
-    tensors = {f"model.{n}": v.to(_STORAGE[storage_dtype]) for n, v in policy.network.state_dict().items()}
-    lost = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if lost:
-        raise ValueError(f"weights that are not finite as {storage_dtype}: {_some(lost)}")
+    tensors = _stored(policy.network, "model.", storage_dtype)
+    if policy.encoder is not None:
+        tensors |= _stored(policy.encoder, "encoder.", storage_dtype)
     tensors |= {f"normalizer.{n}": v for n, v in policy.normalizer.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -74,6 +86,8 @@ def save_policy(
         "scheduler": policy.scheduler_config,
         "storage_dtype": storage_dtype,
         "training": dict(training or {}),
+        "origin": policy.origin,
+        "notes": list(policy.notes),
     }
     with atomic_folder(path) as folder:
         _write_tensors(tensors, folder / MODEL)
@@ -96,21 +110,8 @@ def load_native(path: str | Path, device: torch.device | str = "cpu") -> Diffusi
         CheckpointError: a file is missing, damaged or of another format, or names and shapes do not fit the config.
     """
     path = Path(path)
-    config = read_config(path)
-    try:
-        policy_config = PolicyConfig.from_dict(config["policy"])
-        network = build_network(policy_config)
-        Schedule.from_diffusers(config["scheduler"])
-    except (ValueError, TypeError, ScheduleError) as error:
-        raise CheckpointError(f"{path / CONFIG} does not describe a policy: {error}") from error
-    tensors = _read_tensors(path / MODEL)
-    weights = _part(tensors, "model.")
-    statistics = _part(tensors, "normalizer.")
-    strangers = sorted(n for n in tensors if not n.startswith(("model.", "normalizer.")))
-    if strangers:
-        raise CheckpointError(f"{path / MODEL} has unexpected tensors: {_some(strangers)}")
-    _load_weights(network, weights, path / MODEL)
-    speculation = _read_tensors(path / SPECULATION) if (path / SPECULATION).exists() else None
+    parts = read_native(path)
+    speculation = read_tensors(path / SPECULATION) if (path / SPECULATION).exists() else None
     try:
         Gains.from_state_dict(speculation or {})
     except ValueError as error:
@@ -119,12 +120,37 @@ def load_native(path: str | Path, device: torch.device | str = "cpu") -> Diffusi
         choices = read_choices(path)
     except ChoiceError as error:
         raise CheckpointError(str(error)) from error
+    return build_policy(parts, path / MODEL, speculation=speculation, choices=choices).to(device)
+
+
+def read_native(path: str | Path) -> Parts:
+    """What a checkpoint folder holds, but for what is stored for speculation.
+
+    Raises:
+        CheckpointError: as `load_native`.
+    """
+    path = Path(path)
+    config = read_config(path)
     try:
-        normalizer = LinearNormalizer.from_state_dict(statistics)
-        policy = DiffusionPolicy(policy_config, network, normalizer, config["scheduler"], speculation, choices)
+        policy_config = PolicyConfig.from_dict(config["policy"])
+        Schedule.from_diffusers(config["scheduler"], policy_config.num_inference_steps)
+    except (ValueError, TypeError, ScheduleError) as error:
+        raise CheckpointError(f"{path / CONFIG} does not describe a policy: {error}") from error
+    origin, notes = config.get("origin", {}), config.get("notes", [])
+    if not isinstance(origin, dict) or not isinstance(notes, list) or not all(isinstance(n, str) for n in notes):
+        raise CheckpointError(f"{path / CONFIG}: 'origin' must be a mapping and 'notes' a list of sentences")
+    tensors = read_tensors(path / MODEL)
+    strangers = sorted(n for n in tensors if not n.startswith(("model.", "encoder.", "normalizer.")))
+    if strangers:
+        raise CheckpointError(f"{path / MODEL} has unexpected tensors: {some(strangers)}")
+    try:
+        normalizer = LinearNormalizer.from_state_dict(_part(tensors, "normalizer."))
     except NormalizationError as error:
         raise CheckpointError(f"{path / MODEL}: {error}") from error
-    return policy.to(device)
+    return Parts(
+        config=policy_config, network=_part(tensors, "model."), encoder=_part(tensors, "encoder."),
+        normalizer=normalizer, scheduler=config["scheduler"], origin=origin, notes=tuple(notes),
+    )  # fmt: skip
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -169,16 +195,14 @@ def _describe_file(path: Path) -> str:
     return f"{path} is {what}; a checkpoint is a folder with {CONFIG} and {MODEL}"
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    import safetensors.torch
-
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing: the checkpoint folder is incomplete")
-    try:
-        # Read at once, not mapped: a file that is replaced later must not change a loaded policy.
-        return safetensors.torch.load(file.read_bytes())
-    except Exception as error:  # SafetensorError is not a subclass of anything narrower
-        raise CheckpointError(f"{file} is not a readable safetensors file (truncated or damaged?): {error}") from error
+def _stored(network: torch.nn.Module, prefix: str, storage_dtype: str) -> dict[str, Tensor]:
+    """Parameters in the storage dtype; buffers, which are few, as they are."""
+    dtype = _STORAGE[storage_dtype]
+    parameters = {f"{prefix}{name}": value.to(dtype) for name, value in network.named_parameters()}
+    lost = [name for name, value in parameters.items() if not is_finite(value)]
+    if lost:
+        raise ValueError(f"weights that are not finite as {storage_dtype}: {some(lost)}")
+    return {f"{prefix}{name}": parameters.get(f"{prefix}{name}", value) for name, value in network.state_dict().items()}
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -188,28 +212,5 @@ def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     file.write_bytes(safetensors.torch.save(plain))
 
 
-def _load_weights(network: torch.nn.Module, weights: dict[str, Tensor], file: Path) -> None:
-    expected = network.state_dict()
-    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
-    if missing or unexpected:
-        what = (("lacks", missing), ("has unexpected", unexpected))
-        told = "; it ".join(f"{verb}: {_some(names)}" for verb, names in what if names)
-        raise CheckpointError(f"{file} does not fit its config; it {told}")
-    for name, value in weights.items():
-        if value.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{file}: 'model.{name}' has shape {tuple(value.shape)}, "
-                f"its config asks for {tuple(expected[name].shape)}"
-            )
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise CheckpointError(f"{file}: 'model.{name}' is not of finite floating-point numbers")
-    network.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
-
-
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.weights import assign
+from diffpolicy_spec.choice.record import Choice
+from diffpolicy_spec.policies.build import build_encoder, build_network
 from diffpolicy_spec.policies.config import PolicyConfig
+from diffpolicy_spec.policies.diffusion import DiffusionPolicy
+from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
+from diffpolicy_spec.schedule import Schedule, ScheduleError
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "build_policy"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +45,40 @@ class Parts:
     scheduler: Mapping[str, Any]
     origin: Mapping[str, Any]
     notes: tuple[str, ...] = field(default=())
+
+
+def build_policy(
+    parts: Parts,
+    where: Path,
+    *,
+    speculation: Mapping[str, Tensor] | None = None,
+    choices: Sequence[Choice] = (),
+) -> DiffusionPolicy:
+    """The policy of these parts, on the CPU. float32 weights become its parameters as they are, without a copy.
+
+    Args:
+        where: the file they were read from, for messages.
+        speculation, choices: as in `DiffusionPolicy`.
+
+    Raises:
+        CheckpointError: names, shapes or statistics do not fit the config, values are not finite, or the scheduler is
+            not supported.
+    """
+    try:
+        with torch.device("meta"):
+            network, encoder = build_network(parts.config), build_encoder(parts.config)
+        Schedule.from_diffusers(parts.scheduler, parts.config.num_inference_steps)
+    except (ValueError, TypeError, ScheduleError) as error:
+        raise CheckpointError(f"{where} does not describe a policy: {error}") from error
+    assign(network, parts.network, where, "model.")
+    if encoder is not None:
+        assign(encoder, parts.encoder, where, "encoder.")
+    elif parts.encoder:
+        raise CheckpointError(f"{where} has an image encoder, and its config no cameras")
+    try:
+        return DiffusionPolicy(
+            parts.config, network, parts.normalizer, parts.scheduler, speculation, choices, encoder=encoder,
+            origin=parts.origin, notes=parts.notes,
+        )  # fmt: skip
+    except NormalizationError as error:
+        raise CheckpointError(f"{where}: {error}") from error

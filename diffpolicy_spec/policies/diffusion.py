@@ -9,19 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpolicy_spec.choice.fingerprint import fingerprint
 from diffpolicy_spec.choice.record import Choice, resolve_auto
 from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
-from diffpolicy_spec.noise import Noise, draw_noise
+from diffpolicy_spec.noise import Generator, Noise, draw_noise
+from diffpolicy_spec.policies.build import build_network
+from diffpolicy_spec.policies.conditioning import condition, over_plan
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.draft import DraftNetwork
+from diffpolicy_spec.policies.errors import ConditioningError
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 from diffpolicy_spec.policies.observations import ObservationEncoder
 from diffpolicy_spec.policies.runner import Runner
-from diffpolicy_spec.policies.unet import ConditionalUnet1D
+from diffpolicy_spec.policies.vision import ImageEncoder
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
 from diffpolicy_spec.samplers import bind as bind_sampler
@@ -36,8 +39,9 @@ class PolicyOutput:
 
     Attributes:
         action: (B, Ta, Da), what to execute now, in the action's own units.
-        action_pred: (B, T, Da), the whole plan in the action's own units; action = action_pred[:, To-1 : To-1+Ta].
-        plan: (B, T, Da), the whole plan, normalised: what the next call takes as `previous_plan`.
+        action_pred: (B, T, Da), the whole plan in the action's own units; action = action_pred[:, first : first+Ta]
+            with first = `config.first`.
+        plan: (B, T, D), the whole plan, normalised: what the next call takes as `previous_plan`.
         sample: what the sampler reports.
     """
 
@@ -52,49 +56,47 @@ class PolicyOutput:
         return getattr(self, key)
 
 
-def build_network(config: PolicyConfig) -> ConditionalUnet1D:
-    """The network of this config, freshly initialised, on the default device."""
-    unet = config.unet
-    if unet is None:
-        raise NotImplementedError("only the U-Net is built here so far")
-    return ConditionalUnet1D(
-        input_dim=config.action_dim,
-        global_cond_dim=config.condition_dim,
-        diffusion_step_embed_dim=unet.diffusion_step_embed_dim,
-        down_dims=unet.down_dims,
-        kernel_size=unet.kernel_size,
-        n_groups=unet.n_groups,
-        cond_predict_scale=unet.cond_predict_scale,
-    )
-
-
 class DiffusionPolicy:
     """A trained policy.
 
     Args:
         config: shapes and conventions.
         network: the denoiser; put into eval mode, its parameters frozen.
-        normalizer: statistics for every observation key and for "action".
-        scheduler_config: config of the diffusers DDPMScheduler the policy was trained with.
+        normalizer: statistics for every observation key (of a camera: (C,)) and for "action".
+        scheduler_config: config of the diffusers scheduler the policy is used with. A DDIMScheduler makes DDIM the
+            policy's own sampler; an exact one draws the DDPM chain of the same network.
         speculation: what calibration found (tensors by name), or None.
         choices: what was found quickest, by device: what `SamplerConfig("auto")` stands for.
+        encoder: of the cameras' images; put into eval mode, its parameters frozen. None without cameras.
+        origin: where the policy comes from, as plain data; None: nothing is known.
+        notes: what its user should know, sentences.
 
     Raises:
         NormalizationError: statistics are missing or have the wrong number of dimensions.
+        ValueError: an encoder without cameras, or cameras without an encoder.
     """
 
     def __init__(
         self,
         config: PolicyConfig,
-        network: ConditionalUnet1D,
+        network: nn.Module,
         normalizer: LinearNormalizer,
         scheduler_config: Mapping[str, Any],
         speculation: Mapping[str, Tensor] | None = None,
         choices: Sequence[Choice] = (),
+        *,
+        encoder: ImageEncoder | None = None,
+        origin: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        normalizer.check({**config.obs_dims, "action": config.action_dim})
+        channels = {camera: shape[0] for camera, shape in config.image_shapes.items()}
+        normalizer.check({**config.obs_dims, **channels, "action": config.action_dim})
+        if (encoder is None) != (config.encoder is None):
+            raise ValueError(f"an encoder is for cameras, and the config's are: {', '.join(channels) or 'none'}")
         self.config = config
         self.network = network.eval().requires_grad_(False)
+        self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
+        self.origin, self.notes = dict(origin or {}), tuple(notes)
         self.scheduler_config = dict(scheduler_config)
         self.speculation = None if speculation is None else dict(speculation)
         self.choices = tuple(choices)
@@ -108,7 +110,7 @@ class DiffusionPolicy:
             self.speculation = {name: value.to(self.device) for name, value in self.speculation.items()}
         draft = DraftNetwork.from_stored(self.speculation or {})
         self.draft_network = None if draft is None else draft.to(self.device)
-        self._encoder = ObservationEncoder(self.config, self.normalizer)
+        self._observations = ObservationEncoder(self.config, self.normalizer, self.encoder)
         self._bound: dict[str, BoundSampler] = {}
         self._runners: dict[RuntimeConfig, Runner] = {}
 
@@ -125,6 +127,8 @@ class DiffusionPolicy:
     def to(self, device: torch.device | str) -> DiffusionPolicy:
         """Move the policy to a device, in place."""
         self.network.to(device)
+        if self.encoder is not None:
+            self.encoder.to(device)
         self._place(self.normalizer)
         return self
 
@@ -142,7 +146,11 @@ class DiffusionPolicy:
         return self._runners[runtime]
 
     def bind(self, config: SamplerConfig | None = None) -> BoundSampler:
-        """A sampler for this policy's chain, made once per config; None: the default, exact speculative one.
+        """A sampler for this policy's chain, made once per config.
+
+        None: the exact speculative one, or DDIM itself for a policy that is used with a DDIMScheduler.
+        A config without num_inference_steps takes the policy's. Samplers that need noise, asked for by name of a policy
+        that is used with DDIM, draw the DDPM chain of the same network, of all training timesteps where not told else.
 
         "auto" is what `dps-calibrate` found quickest on this device; where it did not run, the default, with a warning.
 
@@ -150,33 +158,60 @@ class DiffusionPolicy:
             ScheduleError: the scheduler config is not supported, or the chain cannot be sampled as asked.
             ValueError: gains are asked for and there are none for this chain.
         """
-        config = SamplerConfig(method="speculative") if config is None else config
+        if config is None:
+            config = SamplerConfig(method="ddim" if self._deterministic else "speculative")
         # Options may hold lists, which do not hash; their text does.
         key = repr(config)
         if key not in self._bound:
             if config.method == "auto":
                 weights = fingerprint(self.network, self.speculation)
                 config = resolve_auto(config, self.choices, self.device, weights)
-            self._bound[key] = bind_sampler(config, self.scheduler_config, self.speculation,
+            config, scheduler = self._of_chain(config)
+            self._bound[key] = bind_sampler(config, scheduler, self.speculation,
                                            has_draft=self.draft_network is not None)  # fmt: skip
         return self._bound[key]
 
-    def encode(self, obs: Mapping[str, Tensor | np.ndarray]) -> Tensor:
-        """Observations to the network's condition.
+    @property
+    def _deterministic(self) -> bool:
+        return self.scheduler_config.get("_class_name") == "DDIMScheduler"
+
+    def _of_chain(self, config: SamplerConfig) -> tuple[SamplerConfig, dict[str, Any]]:
+        """The config with the policy's number of steps, and the scheduler whose chain it draws."""
+        if self._deterministic and config.method != "ddim" and config.eta is None:
+            return config, {**self.scheduler_config, "_class_name": "DDPMScheduler"}
+        if config.num_inference_steps is None:
+            config = replace(config, num_inference_steps=self.config.num_inference_steps)
+        return config, self.scheduler_config
+
+    def features(self, obs: Mapping[str, Tensor | np.ndarray], generator: Generator = None) -> Tensor:
+        """Observations to normalised features (B, To, Do) float32; images go through the encoder, once.
 
         Args:
-            obs: key -> (B, To, d), in their own units.
-
-        Returns:
-            (B, To * Do) float32.
+            obs: key -> (B, To, d), in their own units; camera -> (B, To, C, H, W), float in [0, 1] or uint8.
+            generator: where crops are drawn from, for policies that crop at random in use.
 
         Raises:
-            ObservationError: missing or unknown keys, wrong shapes, NaN or infinity.
+            ObservationError: missing or unknown keys, wrong shapes, NaN or infinity, images that are not in [0, 1].
         """
-        return self._encoder(obs)
+        return self._observations(obs, generator)
+
+    def encode(self, obs: Mapping[str, Tensor | np.ndarray], generator: Generator = None) -> Tensor:
+        """Observations to the network's condition (B, C) float32; arguments as in `features`.
+
+        Raises:
+            ObservationError: as `features`.
+            ConditioningError: the policy is conditioned by inpainting. `predict_action` serves it.
+        """
+        if self.config.conditioning == "inpainting":
+            raise ConditioningError(
+                "this policy is conditioned by inpainting: its observations are known coordinates of each plan, not a "
+                "condition of the network. predict_action draws its plans; gains, draft networks and certificates need "
+                "a condition"
+            )
+        return condition(self.features(obs, generator), self.config)[0]
 
     def denoiser(self, condition: Tensor) -> Denoise:
-        """The network under a condition (B, To * Do): denoise(x: (N, T, Da), t: (N,), chain: (N,)) -> (N, T, Da)."""
+        """The network under a condition (B, C): denoise(x: (N, T, D), t: (N,), chain: (N,)) -> (N, T, D)."""
         return self.runner().denoiser(condition)
 
     def drafter(self, condition: Tensor) -> Denoise | None:
@@ -189,49 +224,48 @@ class DiffusionPolicy:
         *,
         sampler: BoundSampler | None = None,
         noise: Noise | Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generator = None,
         previous_plan: Tensor | None = None,
         inpaint: Inpainting | None = None,
     ) -> PolicyOutput:
         """Sample one action chunk per observation.
 
         Args:
-            obs: key -> (B, To, d), in their own units.
+            obs: as in `features`.
             sampler: from `bind`; None: the default one.
-            noise: all noise of the chain, or only its start (B, T, Da); what is not given is drawn.
+            noise: all noise of the chain, or only its start (B, T, D); what is not given is drawn.
             generator: where noise is drawn from: one, or one per observation. None: torch's default generator.
-            previous_plan: (B, T, Da), `plan` of the chunk before, normalised; rows of NaN where there is none. It is
+            previous_plan: (B, T, D), `plan` of the chunk before, normalised; rows of NaN where there is none. It is
                 shifted by the Ta executed actions, and only guides the drafts: the distribution does not change.
-            inpaint: coordinates of the plan that are known, normalised.
+            inpaint: coordinates (B, T, Da) of the actions that are known, normalised.
 
         Raises:
-            ObservationError: see `encode`; nothing has been drawn or sampled then.
+            ObservationError: see `features`; nothing has been drawn or sampled then.
             ValueError: noise or previous_plan of the wrong shape.
         """
-        condition = self.encode(obs)
+        given, known = condition(self.features(obs, generator), self.config)
+        inpaint = over_plan(known, inpaint, self.config)
         sampler = self.bind() if sampler is None else sampler
-        shape = (condition.shape[0], self.config.horizon, self.config.action_dim)
+        shape = (given.shape[0], self.config.horizon, self.config.plan_dim)
         warm_start = None if previous_plan is None else self._shift(previous_plan, shape)
         start = noise.start if isinstance(noise, Noise) else noise
         if start is not None and tuple(start.shape) != shape:
-            raise ValueError(f"noise must be (B, T, Da) = {shape}, got {tuple(start.shape)}")
+            raise ValueError(f"noise must be (B, T, D) = {shape}, got {tuple(start.shape)}")
         if not isinstance(noise, Noise):
             drawn = draw_noise(shape, sampler.schedule, generator, device=self.device)
             noise = drawn if start is None else replace(drawn, start=start.to(drawn.start))
         runner = self.runner(sampler.config.runtime if isinstance(sampler, BoundSampler) else None)
-        sample = runner.sample(
-            sampler, condition, noise, generator=generator, warm_start=warm_start, inpaint=inpaint
-        )
+        sample = runner.sample(sampler, given, noise, generator=generator, warm_start=warm_start, inpaint=inpaint)
         plan = sample.x0
-        action_pred = self.normalizer.unnormalize("action", plan)
-        first = self.config.n_obs_steps - 1
+        action_pred = self.normalizer.unnormalize("action", plan[..., : self.config.action_dim])
+        first = self.config.first
         action = action_pred[:, first : first + self.config.n_action_steps]
         return PolicyOutput(action=action, action_pred=action_pred, plan=plan, sample=sample)
 
     def _shift(self, plan: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """The previous plan as seen Ta steps later; its last action stands for those it did not reach."""
         if tuple(plan.shape) != shape:
-            raise ValueError(f"previous_plan must be (B, T, Da) = {shape}, got {tuple(plan.shape)}")
+            raise ValueError(f"previous_plan must be (B, T, D) = {shape}, got {tuple(plan.shape)}")
         steps = torch.arange(self.config.horizon, device=plan.device) + self.config.n_action_steps
         return plan[:, steps.clamp(max=self.config.horizon - 1)].to(self.device)
 

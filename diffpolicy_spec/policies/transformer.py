@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffpolicy_spec.policies.unet import SinusoidalEmbedding
 
-__all__ = ["TransformerForDiffusion"]
+__all__ = ["TransformerForDiffusion", "masks"]
 
 
 class TransformerForDiffusion(nn.Module):
@@ -88,23 +88,20 @@ class TransformerForDiffusion(nn.Module):
         self.ln_f = nn.LayerNorm(n_emb)
         self.head = nn.Linear(n_emb, input_dim)
 
-        # Added to the attention's scores: 0 or -inf. (T, T) and (T, 1 + To).
-        t = torch.arange(horizon)[:, None]
-        self.register_buffer("mask", _additive(t >= t.T) if causal_attn else None)
-        # Token 0 is the timestep, which every action sees.
-        seen = t >= torch.arange(tokens) - 1
-        self.register_buffer("memory_mask", _additive(seen) if causal_attn and cond_dim else None)
+        mask, memory_mask = masks(horizon, self.obs_tokens) if causal_attn else (None, None)
+        self.register_buffer("mask", mask)
+        self.register_buffer("memory_mask", memory_mask)
         self.apply(_initialise)
         nn.init.normal_(self.pos_emb, std=0.02)
         nn.init.normal_(self.cond_pos_emb, std=0.02)
 
-    def forward(self, sample: Tensor, timestep: Tensor | int, global_cond: Tensor | None = None) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor | int, condition: Tensor | None = None) -> Tensor:
         """Predict the noise (or whatever the policy was trained to predict).
 
         Args:
             sample: (N, T, Da).
             timestep: (N,), a scalar tensor or an int.
-            global_cond: (N, To * Do), oldest observation first; None when cond_dim is 0.
+            condition: (N, To * Do), oldest observation first; None when cond_dim is 0.
 
         Returns:
             (N, T, Da).
@@ -112,24 +109,34 @@ class TransformerForDiffusion(nn.Module):
         Raises:
             ValueError: sample or condition of the wrong shape.
         """
-        self._check(sample, global_cond)
+        self._check(sample, condition)
         t = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         tokens = self.time_emb(t).to(sample.dtype)[:, None]
-        if self.cond_obs_emb is not None and global_cond is not None:
-            observations = global_cond.unflatten(1, (self.obs_tokens, self.cond_dim))
+        if self.cond_obs_emb is not None and condition is not None:
+            observations = condition.unflatten(1, (self.obs_tokens, self.cond_dim))
             tokens = torch.cat([tokens, self.cond_obs_emb(observations)], dim=1)
         memory = self.encoder(self.drop(tokens + self.cond_pos_emb))
         x = self.drop(self.input_emb(sample) + self.pos_emb)
         x = self.decoder(x, memory, tgt_mask=self.mask, memory_mask=self.memory_mask)
         return self.head(self.ln_f(x))
 
-    def _check(self, sample: Tensor, global_cond: Tensor | None) -> None:
+    def _check(self, sample: Tensor, condition: Tensor | None) -> None:
         if sample.shape[1:] != (self.horizon, self.input_dim):
             raise ValueError(f"sample must be (N, {self.horizon}, {self.input_dim}), got {tuple(sample.shape)}")
         expected = (sample.shape[0], self.global_cond_dim)
-        found = (sample.shape[0], 0) if global_cond is None else tuple(global_cond.shape)
+        found = (sample.shape[0], 0) if condition is None else tuple(condition.shape)
         if found != expected:
-            raise ValueError(f"global_cond must be {expected}, got {found}")
+            raise ValueError(f"condition must be {expected}, got {found}")
+
+
+def masks(horizon: int, obs_tokens: int) -> tuple[Tensor, Tensor | None]:
+    """What is added to causal attention's scores, 0 or -inf: `mask` (T, T) and `memory_mask` (T, 1 + To).
+
+    The latter is None without observation tokens; token 0 is the timestep, which every action sees.
+    """
+    t = torch.arange(horizon)[:, None]
+    seen = t >= torch.arange(1 + obs_tokens) - 1
+    return _additive(t >= t.T), _additive(seen) if obs_tokens else None
 
 
 def _additive(seen: Tensor) -> Tensor:

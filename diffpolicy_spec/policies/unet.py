@@ -105,18 +105,21 @@ class ConditionalResidualBlock1D(nn.Module):
 
 
 class ConditionalUnet1D(nn.Module):
-    """Denoiser of action chunks, conditioned on the timestep and one global vector per row.
+    """Denoiser of action chunks, conditioned on the timestep, one global vector, and one local vector per action.
 
     Rows do not see each other: there are no batch statistics and no dropout, which the speculative sampler relies on.
+    The local condition is added after the first block only. Published networks have a second encoder of it, for the
+    way up, whose output they never add; it is here for its weights.
 
     Args:
-        input_dim: Da, dimensions of one action.
-        global_cond_dim: C, dimensions of the condition; 0 for none.
+        input_dim: D, dimensions of one step of the plan.
+        global_cond_dim: G, dimensions of the global condition; 0 for none.
         diffusion_step_embed_dim: size of the timestep embedding.
         down_dims: channels per level; the chunk length must be divisible by 2 ** (levels - 1).
         kernel_size: odd length of the convolutions.
         n_groups: groups of the group normalisation; every level's channels must be divisible by it.
         cond_predict_scale: FiLM with scale and bias (published low-dimensional runs) or bias only.
+        local_cond_dim: L, dimensions of the local condition; 0 for none.
 
     Raises:
         ValueError: an even kernel, or channels that the groups do not divide.
@@ -131,6 +134,7 @@ class ConditionalUnet1D(nn.Module):
         kernel_size: int = 5,
         n_groups: int = 8,
         cond_predict_scale: bool = True,
+        local_cond_dim: int = 0,
     ) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -138,7 +142,7 @@ class ConditionalUnet1D(nn.Module):
         if not down_dims or any(d < 1 or d % n_groups for d in down_dims):
             raise ValueError(f"down_dims must be multiples of n_groups={n_groups}, got {list(down_dims)}")
         self.input_dim = input_dim
-        self.global_cond_dim = global_cond_dim
+        self.global_cond_dim, self.local_cond_dim = global_cond_dim, local_cond_dim
         self.down_dims = tuple(down_dims)
         embed = diffusion_step_embed_dim
         self.diffusion_step_encoder = nn.Sequential(
@@ -150,6 +154,9 @@ class ConditionalUnet1D(nn.Module):
                 dim_in, dim_out, embed + global_cond_dim, kernel_size, n_groups, cond_predict_scale
             )
 
+        self.local_cond_encoder = None
+        if local_cond_dim:
+            self.local_cond_encoder = nn.ModuleList(residual(local_cond_dim, down_dims[0]) for _ in range(2))
         levels = list(zip([input_dim, *down_dims[:-1]], down_dims, strict=True))
         self.down_modules = nn.ModuleList(
             nn.ModuleList(
@@ -172,30 +179,36 @@ class ConditionalUnet1D(nn.Module):
             _ConvBlock(down_dims[0], down_dims[0], kernel_size, 8), nn.Conv1d(down_dims[0], input_dim, 1)
         )
 
-    def forward(self, sample: Tensor, timestep: Tensor | int, global_cond: Tensor | None = None) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor | int, condition: Tensor | None = None) -> Tensor:
         """Predict the noise (or whatever the policy was trained to predict).
 
         Args:
-            sample: (N, T, Da).
+            sample: (N, T, D).
             timestep: (N,), a scalar tensor or an int.
-            global_cond: (N, C); None when global_cond_dim is 0.
+            condition: (N, G + T * L), the global condition, then each action's local one; None when there is neither.
 
         Returns:
-            (N, T, Da).
+            (N, T, D).
 
         Raises:
-            ValueError: T not divisible by 2 ** (levels - 1), wrong Da, or a condition of the wrong shape.
+            ValueError: T not divisible by 2 ** (levels - 1), wrong D, or a condition of the wrong shape.
         """
-        self._check(sample, global_cond)
+        self._check(sample, condition)
         t = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
-        cond = self.diffusion_step_encoder(t)
-        if global_cond is not None:
-            cond = torch.cat([cond, global_cond], dim=-1)
+        cond, local = self.diffusion_step_encoder(t), None
+        if condition is not None:
+            cond = torch.cat([cond, condition[:, : self.global_cond_dim]], dim=-1)
+        if condition is not None and self.local_cond_encoder is not None:
+            beside = condition[:, self.global_cond_dim :].unflatten(1, (-1, self.local_cond_dim)).transpose(1, 2)
+            local = self.local_cond_encoder[0](beside, cond)
         x = sample.transpose(1, 2)
         skips = []
         for level in self.down_modules:
             first, second, down = _children(level)
-            x = second(first(x, cond), cond)
+            x = first(x, cond)
+            if local is not None:
+                x, local = x + local, None
+            x = second(x, cond)
             skips.append(x)
             x = down(x)
         for module in self.mid_modules:
@@ -205,16 +218,16 @@ class ConditionalUnet1D(nn.Module):
             x = up(second(first(torch.cat([x, skips.pop()], dim=1), cond), cond))
         return self.final_conv(x).transpose(1, 2)
 
-    def _check(self, sample: Tensor, global_cond: Tensor | None) -> None:
+    def _check(self, sample: Tensor, condition: Tensor | None) -> None:
         factor = 2 ** (len(self.down_dims) - 1)
         if sample.ndim != 3 or sample.shape[2] != self.input_dim or sample.shape[1] % factor:
             raise ValueError(
                 f"sample must be (N, T, {self.input_dim}) with T divisible by {factor}, got {tuple(sample.shape)}"
             )
-        expected = (sample.shape[0], self.global_cond_dim)
-        found = (sample.shape[0], 0) if global_cond is None else tuple(global_cond.shape)
+        expected = (sample.shape[0], self.global_cond_dim + sample.shape[1] * self.local_cond_dim)
+        found = (sample.shape[0], 0) if condition is None else tuple(condition.shape)
         if found != expected:
-            raise ValueError(f"global_cond must be {expected}, got {found}")
+            raise ValueError(f"condition must be {expected}, got {found}")
 
 
 def _children(level: nn.Module) -> list[nn.Module]:

@@ -1,70 +1,22 @@
-"""Camera images to features, as the published image policies have it: ResNet-18, spatial softmax, linear.
+"""Camera images to features, as the published image policies have it: a ResNet, then keypoints or the map's average.
 
-He et al. 2016 with group normalisation in place of batch normalisation, which running averages of the weights do not go
-with (Chi et al. 2023, section III-B); keypoints after Finn et al., "Deep Spatial Autoencoders", 2016, as robomimic's
-VisualCore. The trunk's attribute names are torchvision's, the keypoints' are robomimic's. Published checkpoints number
-the trunk's children (`nets.0.nets.{0,1,4,5,6,7}`) where they are named here (`backbone.{conv1,bn1,layer1,...,layer4}`),
-and have the linear layer at `nets.3` (here `linear`).
+Keypoints after Finn et al., "Deep Spatial Autoencoders", 2016, as robomimic's VisualCore and LeRobot. The trunk's
+attribute names are torchvision's, the keypoints' are robomimic's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ImageEncoder", "ResNet18", "SpatialSoftmax", "VisualCore"]
+from diffpolicy_spec.noise import Generator
+from diffpolicy_spec.policies.config import EncoderConfig
+from diffpolicy_spec.policies.images import center_crop, imagenet_normalize, input_size, random_crop, resize
+from diffpolicy_spec.policies.resnet import STRIDE, ResNet
 
-_CHANNELS_A_GROUP = 16
-_STRIDE = 32  # pixels of the image per cell of the trunk's map
-
-
-def _conv3(dim_in: int, dim_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(dim_in, dim_out, 3, stride, padding=1, bias=False)
-
-
-def _norm(dim: int) -> nn.GroupNorm:
-    return nn.GroupNorm(dim // _CHANNELS_A_GROUP, dim)
-
-
-class _BasicBlock(nn.Module):
-    """Two convolutions, and a residual path around them."""
-
-    def __init__(self, dim_in: int, dim_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = _conv3(dim_in, dim_out, stride), _norm(dim_out)
-        self.conv2, self.bn2 = _conv3(dim_out, dim_out), _norm(dim_out)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or dim_in != dim_out:
-            self.downsample = nn.Sequential(nn.Conv2d(dim_in, dim_out, 1, stride, bias=False), _norm(dim_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(h + (x if self.downsample is None else self.downsample(x)))
-
-
-def _level(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_BasicBlock(dim_in, dim_out, stride), _BasicBlock(dim_out, dim_out, 1))
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 up to its last map, with group normalisation: (N, 3, H, W) -> (N, 512, ceil(H / 32), ceil(W / 32))."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), _norm(64)
-        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1, self.layer2 = _level(64, 64, 1), _level(64, 128, 2)
-        self.layer3, self.layer4 = _level(128, 256, 2), _level(256, 512, 2)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+__all__ = ["CameraNet", "ImageEncoder", "SpatialSoftmax"]
 
 
 class SpatialSoftmax(nn.Module):
@@ -89,55 +41,82 @@ class SpatialSoftmax(nn.Module):
         return share @ torch.cat([self.pos_x, self.pos_y]).T
 
 
-class VisualCore(nn.Module):
-    """One camera's images (N, 3, height, width), in [-1, 1], to (N, features)."""
+class CameraNet(nn.Module):
+    """What the network is given of one camera, (N, channels, height, width), to (N, `config.feature_dim`)."""
 
-    def __init__(self, height: int, width: int, keypoints: int = 32, features: int = 64) -> None:
+    def __init__(self, config: EncoderConfig, channels: int, height: int, width: int) -> None:
         super().__init__()
-        self.backbone = ResNet18()
-        self.pool = SpatialSoftmax(512, -(-height // _STRIDE), -(-width // _STRIDE), keypoints)
-        self.linear = nn.Linear(2 * keypoints, features)
+        self.backbone = ResNet(config.backbone, config.norm, channels)
+        if config.pool == "spatial_softmax":
+            cells = -(-height // STRIDE), -(-width // STRIDE)
+            self.pool = SpatialSoftmax(self.backbone.out_channels, *cells, config.keypoints)
+            self.linear = nn.Linear(2 * config.keypoints, config.features)
+        self.keypoints = config.pool == "spatial_softmax"
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(self.pool(self.backbone(images)).flatten(1))
+        maps = self.backbone(images)
+        if not self.keypoints:
+            return maps.mean(dim=(2, 3))
+        return torch.relu(self.linear(self.pool(maps).flatten(1)))
 
 
 class ImageEncoder(nn.Module):
-    """Each camera through a network of its own, side by side in the order of `cameras`.
+    """Each camera through a network of its own, or all through one.
 
-    Once a chunk: what it returns, with the low-dimensional observations beside it, is the denoiser's condition.
+    Once a chunk: what it returns, with the low-dimensional observations beside it, is the denoiser's condition. In
+    training mode crops are taken at random, otherwise from the middle (or as `config.random_crop_in_use` says).
 
     Args:
-        cameras: names.
-        height, width: of the crops it is given, in pixels (published: 76 x 76, of 84 x 84 images).
-        keypoints, features: of each camera.
+        config: how images become features.
+        image_shapes: camera -> (C, H, W) of its images; `nets` are in this order.
 
     Raises:
-        ValueError: no camera.
+        ValueError: no camera; a crop larger than the images; ImageNet's normalisation of other than 3 channels; one
+            network for images that it is given in different sizes.
     """
 
-    def __init__(
-        self, cameras: Sequence[str], height: int = 76, width: int = 76, keypoints: int = 32, features: int = 64
-    ) -> None:
+    def __init__(self, config: EncoderConfig, image_shapes: Mapping[str, tuple[int, int, int]]) -> None:
         super().__init__()
-        if not cameras:
+        if not image_shapes:
             raise ValueError("an image encoder needs at least one camera")
-        self.shape, self.features = (3, height, width), features * len(cameras)
-        self.obs_nets = nn.ModuleDict({camera: VisualCore(height, width, keypoints, features) for camera in cameras})
+        self.config, self.image_shapes = config, dict(image_shapes)
+        given = [(C, *input_size(config, H, W)) for C, H, W in image_shapes.values()]
+        if config.imagenet_norm and any(channels != 3 for channels, _, _ in given):
+            raise ValueError(f"imagenet_norm needs 3 channels, got {self.image_shapes}")
+        if config.shared and len(set(given)) > 1:
+            raise ValueError(f"a shared network needs images of one size, it would be given {given}")
+        nets = given[:1] if config.shared else given
+        self.nets = nn.ModuleList(CameraNet(config, *shape) for shape in nets)
 
-    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """camera -> (B, To, 3, H, W) crops in [-1, 1], for all cameras; to (B, To, features of all cameras).
+    def forward(self, images: Mapping[str, Tensor], generator: Generator = None) -> dict[str, Tensor]:
+        """camera -> (B, To, C, H, W), normalised, for all cameras; to camera -> (B, To, features).
+
+        Args:
+            generator: where random crops are drawn from: one, or one per row of B. None: torch's default generator.
 
         Raises:
             ValueError: cameras are missing or unknown, or images of the wrong shape.
         """
-        cameras = list(self.obs_nets)
-        if set(images) != set(cameras):
-            raise ValueError(f"images of {', '.join(cameras)} are needed, got {', '.join(images) or 'none'}")
-        B, To = images[cameras[0]].shape[:2]
-        for camera in cameras:
-            if images[camera].shape != (B, To, *self.shape):
-                expected = ", ".join(map(str, ("B", "To", *self.shape)))
+        if set(images) != set(self.image_shapes):
+            raise ValueError(f"images of {', '.join(self.image_shapes)} are needed, got {', '.join(images) or 'none'}")
+        B, To = images[next(iter(self.image_shapes))].shape[:2]
+        given = []
+        for camera, shape in self.image_shapes.items():
+            if tuple(images[camera].shape) != (B, To, *shape):
+                expected = ", ".join(map(str, ("B", "To", *shape)))
                 raise ValueError(f"images of '{camera}' must be ({expected}), got {tuple(images[camera].shape)}")
-        features = [self.obs_nets[camera](images[camera].flatten(0, 1)) for camera in cameras]
-        return torch.cat(features, dim=1).view(B, To, -1)
+            given.append(self._prepare(images[camera].flatten(0, 1), generator))
+        if self.config.shared:
+            features = list(self.nets[0](torch.cat(given)).chunk(len(given)))
+        else:
+            features = [net(x) for net, x in zip(self.nets, given, strict=True)]
+        return {camera: x.view(B, To, -1) for camera, x in zip(self.image_shapes, features, strict=True)}
+
+    def _prepare(self, images: Tensor, generator: Generator) -> Tensor:
+        config = self.config
+        if config.resize is not None:
+            images = resize(images, config.resize)
+        if config.crop is not None:
+            at_random = self.training or config.random_crop_in_use
+            images = random_crop(images, config.crop, generator) if at_random else center_crop(images, config.crop)
+        return imagenet_normalize(images) if config.imagenet_norm else images

@@ -150,8 +150,8 @@ BIAS = "model.final_conv.1.bias"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(BIAS), r"lacks: final_conv\.1\.bias"),
-        (lambda t: t.update({"model.extra.weight": torch.zeros(1)}), r"has unexpected: extra\.weight"),
+        (lambda t: t.pop(BIAS), r"lacks: model\.final_conv\.1\.bias"),
+        (lambda t: t.update({"model.extra.weight": torch.zeros(1)}), r"has unexpected: model\.extra\.weight"),
         (lambda t: t.update({"optimizer.step": torch.zeros(1)}), r"unexpected tensors: optimizer\.step"),
         (lambda t: t.update({BIAS: torch.zeros(9)}), r"'model\.final_conv\.1\.bias' has shape \(9,\).*\(10,\)"),
         (lambda t: t.update({BIAS: torch.full((10,), float("nan"))}), r"'model\.final_conv\.1\.bias' is not of finite"),

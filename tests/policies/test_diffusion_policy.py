@@ -157,11 +157,11 @@ def test_observations_that_are_no_mapping(policy):
 
 
 def test_wrong_noise_and_plan(policy):
-    with pytest.raises(ValueError, match=r"noise must be \(B, T, Da\) = \(3, 16, 10\), got \(1, 16, 10\)"):
+    with pytest.raises(ValueError, match=r"noise must be \(B, T, D\) = \(3, 16, 10\), got \(1, 16, 10\)"):
         policy.predict_action(tiny_obs(), noise=torch.zeros(1, 16, 10))
-    with pytest.raises(ValueError, match=r"noise must be \(B, T, Da\) = \(3, 16, 10\), got \(1, 16, 10\)"):
+    with pytest.raises(ValueError, match=r"noise must be \(B, T, D\) = \(3, 16, 10\), got \(1, 16, 10\)"):
         policy.predict_action(tiny_obs(), noise=draw_noise((1, 16, 10), policy.bind().schedule))
-    with pytest.raises(ValueError, match=r"previous_plan must be \(B, T, Da\) = \(3, 16, 10\), got \(3, 8, 10\)"):
+    with pytest.raises(ValueError, match=r"previous_plan must be \(B, T, D\) = \(3, 16, 10\), got \(3, 8, 10\)"):
         policy.predict_action(tiny_obs(), previous_plan=torch.zeros(3, 8, 10))
 
 

@@ -20,7 +20,7 @@ def inference_network(
     """A trained network laid out for being called often; one that we have no layout for is called as it is.
 
     Args:
-        network: network(x: (N, T, Da), t: (N,), condition: (N, C)) -> (N, T, Da). It stays the owner of the weights.
+        network: network(x: (N, T, D), t: (N,), condition: (N, C)) -> (N, T, D). It stays the owner of the weights.
         num_train_timesteps: of the training chain: how many rows per-timestep tables have.
         dtype: of weights and activations: float32 (the default), bfloat16 or float16.
 
@@ -30,12 +30,13 @@ def inference_network(
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"a network runs in float32, bfloat16 or float16, not in {dtype}")
-    if isinstance(network, ConditionalUnet1D):
+    if isinstance(network, ConditionalUnet1D) and not network.local_cond_dim:
         return InferenceUnet(network, num_train_timesteps, dtype)
     if isinstance(network, TransformerForDiffusion) and not isinstance(network.encoder, nn.TransformerEncoder):
         return InferenceTransformer(network, num_train_timesteps, dtype)
     if dtype != torch.float32:
-        raise ValueError(f"{type(network).__name__} has no layout for inference: it runs in float32, not in {dtype}")
+        what = type(network).__name__ + (" with a local condition" if isinstance(network, ConditionalUnet1D) else "")
+        raise ValueError(f"{what} has no layout for inference: it runs in float32, not in {dtype}")
     return _AsItIs(network)
 
 
