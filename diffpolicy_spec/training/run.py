@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpolicy_spec.data.episodes import Episode, fingerprint
 from diffpolicy_spec.data.errors import DataError
@@ -17,7 +17,6 @@ from diffpolicy_spec.data.sequences import Sequences, cut_sequences
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy, build_network
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
-from diffpolicy_spec.policies.unet import ConditionalUnet1D
 from diffpolicy_spec.schedule import Schedule, training_abar
 from diffpolicy_spec.training.batches import Batch, Batches, fit_normalizer, normalize_sequences
 from diffpolicy_spec.training.config import TrainConfig
@@ -39,7 +38,7 @@ class TrainingRun:
     batches: Batches
     validation: list[Batch]
     abar: Tensor
-    network: ConditionalUnet1D
+    network: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema
     identity: dict[str, Any]
@@ -69,7 +68,7 @@ class TrainingRun:
         config = self.train_config
         return cosine_lr(self.step, peak=config.lr, warmup_steps=config.warmup_steps, max_steps=config.max_steps)
 
-    def averaged(self) -> ConditionalUnet1D:
+    def averaged(self) -> nn.Module:
         """The network with EMA weights."""
         network = copy.deepcopy(self.network)
         with torch.no_grad():
