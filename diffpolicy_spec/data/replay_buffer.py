@@ -83,7 +83,7 @@ def read_replay_buffer(
         rows, where = slice(int(starts[i]), int(ends[i])), f"{path}: episode {i}"
         seen = {key: values[rows].astype(np.float32) for key, values in obs.items()}
         frames = {
-            camera: Frames(f"{where}: 'data/{source.name}'", source, rows.start, rows.stop - rows.start, shape)
+            camera: Frames(f"{where}: '{source.name}'", source, rows.start, rows.stop - rows.start, shape)
             for camera, (source, shape) in images.items()
         }
         episodes.append(Episode(where, seen, convert_actions(actions[rows], where, action_repr), frames))

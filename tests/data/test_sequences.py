@@ -19,14 +19,30 @@ def reference(length, horizon, n_obs_steps, n_action_steps):
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, 40])
 def test_frames(length):
-    np.testing.assert_array_equal(sequence_frames(length, **SHAPE), reference(length, **SHAPE))
+    seen, done = sequence_frames(length, **SHAPE)
+    np.testing.assert_array_equal(done, reference(length, **SHAPE))
+    np.testing.assert_array_equal(seen, done[:, :2])
 
 
 def test_every_frame_is_once_the_newest_observation_up_to_the_tail():
-    frames = sequence_frames(40, **SHAPE)
+    frames = sequence_frames(40, **SHAPE)[1]
     assert frames[:, 1].tolist() == list(range(len(frames)))
     assert frames[0].tolist() == [0, 0, *range(1, 15)]
     assert frames[-1].tolist() == [*range(31, 40), *[39] * 7]
+
+
+def test_a_plan_that_begins_at_the_newest_observation():
+    """first_action = 0: what diffusion_policy calls pred_action_steps_only."""
+    seen, done = sequence_frames(20, 8, 3, 8, first_action=0)
+    np.testing.assert_array_equal(seen[:, -1], np.arange(20))  # every frame is once the newest
+    np.testing.assert_array_equal(done[:, 0], seen[:, -1])
+    assert done[-1].tolist() == [19] * 8
+    assert seen[0].tolist() == [0, 0, 0]
+
+
+def test_observations_for_all_steps_of_a_plan():
+    seen, done = sequence_frames(20, **SHAPE, obs_steps=16)
+    np.testing.assert_array_equal(seen, done)
 
 
 def episode(length, offset=0):
@@ -39,6 +55,7 @@ def test_sequences_do_not_cross_episodes():
     frames = np.concatenate([reference(20, **SHAPE), 1000 + reference(10, **SHAPE)])
     assert len(data) == len(frames)
     np.testing.assert_array_equal(data.actions.numpy(), np.tile(frames[:, :, None], (1, 1, 3)))
+    np.testing.assert_array_equal(data.frames.numpy(), np.where(frames < 1000, frames, frames - 980)[:, :2])
     np.testing.assert_array_equal(data.obs.numpy(), frames[:, :2, None] * np.array([-1, -1, 1]))
 
 
