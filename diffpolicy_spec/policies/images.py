@@ -9,9 +9,10 @@ from torch.nn.functional import interpolate
 from diffpolicy_spec.noise import Generator
 from diffpolicy_spec.policies.config import EncoderConfig
 
-__all__ = ["center_crop", "imagenet_normalize", "input_size", "random_crop", "resize"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "center_crop", "imagenet_normalize", "input_size", "random_crop", "resize"]
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue in [0, 1]."""
 
 
 def input_size(config: EncoderConfig, height: int, width: int) -> tuple[int, int]:
@@ -56,7 +57,8 @@ def random_crop(images: Tensor, size: tuple[int, int], generator: Generator = No
 
 def imagenet_normalize(images: Tensor) -> Tensor:
     """(x - mean) / std of ImageNet's channels; images: (N, 3, H, W)."""
-    return (images - images.new_tensor(_MEAN)[:, None, None]) / images.new_tensor(_STD)[:, None, None]
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images - mean) / std
 
 
 def _uniform(n: int, generator: Generator, device: torch.device) -> Tensor:
