@@ -170,6 +170,7 @@ def facts(cfg: DictConfig, policy: nn.Module, resolved: bool) -> dict[str, Any]:
             "n_obs_steps": policy.n_obs_steps,
             "n_action_steps": policy.n_action_steps,
             "num_inference_steps": policy.num_inference_steps,
+            "clip_sample_range": getattr(policy.noise_scheduler.config, "clip_sample_range", 1.0),
             "action_dim": policy.action_dim,
         },
     }

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "dp_unet_lowdim_ddim": (
         "limits",
         ("train_diffusion_unet_ddim_lowdim_workspace", "policy.model.diffusion_step_embed_dim=32", SMALL,
-         "task=square_lowdim_abs"),
+         "task=square_lowdim_abs", "obs_as_global_cond=True"),
     ),
     "dp_transformer_lowdim": ("robomimic", TRANSFORMER),
     "dp_transformer_inpaint": (

@@ -30,4 +30,6 @@ def images(shape: tuple[int, int, int], batch: int, steps: int, seed: int) -> Te
             for c in range(C):
                 waves = sum(np.sin(freq[c, i, 0] * x + freq[c, i, 1] * y + phase[c, i] + 0.2 * s) for i in (0, 1))
                 out[b, s, c] = waves / 4 + colour[c] * disc / 2
-    return torch.from_numpy(((out - out.min()) / (out.max() - out.min()) * 31).round() * 8).clamp(0, 255).to(torch.uint8)
+    return (
+        torch.from_numpy(((out - out.min()) / (out.max() - out.min()) * 31).round() * 8).clamp(0, 255).to(torch.uint8)
+    )

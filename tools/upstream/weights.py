@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["doubled", "fill", "fit_readout"]
+__all__ = ["doubled", "fill", "fit_readout", "settle"]
 
 PERIOD = 1021
-KEPT = ("temperature", "pos_x", "pos_y", "mask", "memory_mask", "_dummy_variable")
+KEPT = ("temperature", "pos_x", "pos_y", "pos_grid", "mask", "memory_mask", "_dummy_variable")
 
 
 def _pattern() -> Tensor:
@@ -98,6 +98,24 @@ def fit_readout(
     solution = (solution * 256).round() / 256
     readout.weight.copy_(solution[:, :-1].reshape(readout.weight.shape))
     readout.bias.copy_(solution[:, -1])
+
+
+@torch.no_grad()
+def settle(encoder: nn.Module, images: Tensor) -> None:
+    """Give batch norms the statistics of these images, 4 bits of mantissa each; without them activations would explode."""
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = 1.0
+    encoder.train()
+    encoder(images)
+    encoder.eval()
+    for norm in norms:
+        norm.momentum = 0.1
+        for buffer in (norm.running_mean, norm.running_var):
+            mantissa, exponent = torch.frexp(buffer)
+            buffer.copy_(torch.ldexp((mantissa * 16).round() / 16, exponent))
 
 
 def doubled(module: nn.Module) -> nn.Module:
