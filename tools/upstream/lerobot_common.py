@@ -82,7 +82,8 @@ def finish(policy: nn.Module) -> None:
     seen = observations(cfg, 4, 2, seed=300)
     for i, key in enumerate(cfg.image_features):
         if isinstance(encoders, nn.ModuleList):
-            settle(encoders[i], seen[key].flatten(0, 1) / 255)
+            x = seen[key].flatten(0, 1).float()
+            settle(encoders[i], (x - x.mean()) / x.std())
     size = diffusion.unet.down_modules[0][0].cond_encoder[1].in_features - cfg.diffusion_step_embed_dim
 
     def call(x: Tensor, t: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 def names_of(program: str) -> list[str]:
     """The fixtures that a program makes: the keys of its CASES."""
-    text = (HERE / program).read_text()
+    text = (HERE / program).read_text(encoding="utf-8")
     return re.findall(r'^    "(\w+)": \(', text, flags=re.MULTILINE)
 
 
