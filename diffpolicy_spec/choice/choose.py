@@ -89,7 +89,7 @@ def choose(
     step_by_step = policy.bind(sequential(num_inference_steps, eta))
     check_speculative(step_by_step.schedule)
     schedule, device = step_by_step.schedule, policy.device
-    chunk = (policy.config.horizon, policy.config.action_dim)
+    chunk = (policy.config.horizon, policy.config.plan_dim)
     costs = measure_calls(policy, moments, schedule, tried)
     first, call = next(iter(costs.items()))
     promising = [runtime for runtime, cost in costs.items() if runtime == first or _promises(cost, call)]
@@ -155,7 +155,7 @@ def measure_calls(
     for runtime in tried:
         try:
             costs[runtime] = measure_call_cost(
-                _denoiser(policy, moments, runtime), schedule, (policy.config.horizon, policy.config.action_dim),
+                _denoiser(policy, moments, runtime), schedule, (policy.config.horizon, policy.config.plan_dim),
                 policy.device, runtime=runtime,
             )  # fmt: skip
         except RuntimeError as error:  # no compiler, no memory, an operation that a dtype does not have
@@ -171,9 +171,9 @@ def in_ms(cost: CallCost) -> dict[str, float]:
 
 
 def _denoiser(policy: DiffusionPolicy, moments: Moments, runtime: RuntimeConfig) -> Denoise:
-    runner, condition = policy.runner(runtime), policy.encode(moments.at(0).obs)
+    runner, (condition, _) = policy.runner(runtime), policy.condition(moments.at(0).obs)
     if runtime.devices:  # from how many rows on they are shared out
-        runner.measure_split(condition, (policy.config.horizon, policy.config.action_dim))
+        runner.measure_split(condition, (policy.config.horizon, policy.config.plan_dim))
     return runner.denoiser(condition)
 
 

@@ -53,6 +53,8 @@ class EncoderConfig:
         keypoints, features: of spatial_softmax: K positions, and the linear layer's outputs.
         resize: (H, W) that images are brought to first (bilinear, antialiased); None: as they are.
         crop: (H, W) cut out then: at random in training, the centre in use; None: no crop.
+        crop_rounding: where the middle of an odd border is: "nearest" (torchvision's CenterCrop: halves to the even
+            number) or "down" (robomimic).
         random_crop_in_use: cut out at random in use, too (diffusion_policy's hybrid policies without eval_fixed_crop).
         imagenet_norm: (x - mean) / std of ImageNet, on what the normaliser gives.
         shared: one network for all cameras.
@@ -68,6 +70,7 @@ class EncoderConfig:
     features: int = 64
     resize: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
+    crop_rounding: str = "nearest"
     random_crop_in_use: bool = False
     imagenet_norm: bool = False
     shared: bool = False
@@ -97,6 +100,7 @@ _ENCODER_NAMES = {
     "backbone": ("resnet18", "resnet34", "resnet50"),
     "norm": ("group", "batch"),
     "pool": ("spatial_softmax", "average"),
+    "crop_rounding": ("nearest", "down"),
 }
 
 

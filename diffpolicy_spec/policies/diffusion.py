@@ -195,6 +195,12 @@ class DiffusionPolicy:
         """
         return self._observations(obs, generator)
 
+    def condition(
+        self, obs: Mapping[str, Tensor | np.ndarray], generator: Generator = None
+    ) -> tuple[Tensor, Inpainting | None]:
+        """The network's condition (B, C), and what observations say of the plans (B, T, D); see `conditioning`."""
+        return condition(self.features(obs, generator), self.config)
+
     def encode(self, obs: Mapping[str, Tensor | np.ndarray], generator: Generator = None) -> Tensor:
         """Observations to the network's condition (B, C) float32; arguments as in `features`.
 
@@ -204,11 +210,11 @@ class DiffusionPolicy:
         """
         if self.config.conditioning == "inpainting":
             raise ConditioningError(
-                "this policy is conditioned by inpainting: its observations are known coordinates of each plan, not a "
-                "condition of the network. predict_action draws its plans; gains, draft networks and certificates need "
-                "a condition"
+                "this policy is conditioned by inpainting: its observations are known coordinates of each plan, and "
+                "not a condition of its network, which gains, draft networks and certificates need. predict_action "
+                "draws its plans; dps-calibrate gains=false finds its quickest sampler"
             )
-        return condition(self.features(obs, generator), self.config)[0]
+        return self.condition(obs, generator)[0]
 
     def denoiser(self, condition: Tensor) -> Denoise:
         """The network under a condition (B, C): denoise(x: (N, T, D), t: (N,), chain: (N,)) -> (N, T, D)."""
@@ -243,7 +249,7 @@ class DiffusionPolicy:
             ObservationError: see `features`; nothing has been drawn or sampled then.
             ValueError: noise or previous_plan of the wrong shape.
         """
-        given, known = condition(self.features(obs, generator), self.config)
+        given, known = self.condition(obs, generator)
         inpaint = over_plan(known, inpaint, self.config)
         sampler = self.bind() if sampler is None else sampler
         shape = (given.shape[0], self.config.horizon, self.config.plan_dim)

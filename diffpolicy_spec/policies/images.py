@@ -34,9 +34,10 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size), the middle; an odd border is split as torchvision's CenterCrop does."""
-    top, left = (round((n - m) / 2) for n, m in zip(images.shape[-2:], size, strict=True))
+def center_crop(images: Tensor, size: tuple[int, int], rounding: str = "nearest") -> Tensor:
+    """(N, C, H, W) -> (N, C, *size), the middle; of an odd border see `EncoderConfig.crop_rounding`."""
+    borders = (n - m for n, m in zip(images.shape[-2:], size, strict=True))
+    top, left = (border // 2 if rounding == "down" else round(border / 2) for border in borders)
     return images[..., top : top + size[0], left : left + size[1]]
 
 

@@ -118,5 +118,8 @@ class ImageEncoder(nn.Module):
             images = resize(images, config.resize)
         if config.crop is not None:
             at_random = self.training or config.random_crop_in_use
-            images = random_crop(images, config.crop, generator) if at_random else center_crop(images, config.crop)
+            if at_random:
+                images = random_crop(images, config.crop, generator)
+            else:
+                images = center_crop(images, config.crop, config.crop_rounding)
         return imagenet_normalize(images) if config.imagenet_norm else images

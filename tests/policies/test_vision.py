@@ -165,6 +165,14 @@ def test_the_centre(size, crop, top):
     assert center_crop(rows, (crop, crop))[0, 0, 0, 0] == top
 
 
+def test_the_centre_as_robomimic_has_it():
+    """int((H - h) / 2), whichever half is nearer."""
+    rows = torch.arange(84.0).view(1, 1, 84, 1).expand(1, 1, 84, 84)
+    tops = [center_crop(rows, (crop, crop), "down")[0, 0, 0, 0] for crop in (76, 77, 79)]
+    assert tops == [4, 3, 2]
+    assert center_crop(rows, (77, 77))[0, 0, 0, 0] == 4
+
+
 def test_random_crops():
     x = torch.arange(8.0 * 9).view(1, 1, 8, 9).expand(4000, 2, 8, 9)
     crops = random_crop(x, (5, 7), torch.Generator().manual_seed(0))
