@@ -1,0 +1,308 @@
+"""A policy written as a folder that LeRobot 0.4.4 loads: config.json, model.safetensors, two processors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffpolicy_spec.atomic import atomic_folder
+from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.lerobot import ACTION, CONFIG, DEFAULTS, ENVIRONMENT, MODEL, STATE
+from diffpolicy_spec.checkpoints.lerobot_names import ENCODER, UNET, encoder_to_lerobot, unet_to_lerobot
+from diffpolicy_spec.checkpoints.lerobot_processors import POSTPROCESSOR, PREPROCESSOR
+from diffpolicy_spec.policies.config import EncoderConfig, PolicyConfig
+from diffpolicy_spec.policies.diffusion import DiffusionPolicy
+from diffpolicy_spec.policies.images import IMAGENET_MEAN, IMAGENET_STD
+from diffpolicy_spec.schedule import Schedule, ScheduleError
+
+__all__ = ["lerobot_features", "lerobot_losses", "write_lerobot"]
+
+_PASSED_ON = (
+    "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample",
+    "clip_sample_range",
+)  # fmt: skip
+_ROBOT = ("robot", "agent")
+
+
+def write_lerobot(policy: DiffusionPolicy, path: str | Path) -> list[str]:
+    """Write a policy folder for LeRobot; it appears under its name only when complete.
+
+    The network is the same function: its condition's columns are brought into LeRobot's order (state, images,
+    environment state), a temperature goes into the keypoints' weights, ImageNet's normalisation into the statistics,
+    which become the min and max of the same linear map.
+
+    Returns:
+        What LeRobot's format has no place for, and which observations were joined under which of its names; sentences.
+
+    Raises:
+        CheckpointError: LeRobot has no such network, conditioning, encoder or chain; the message says what.
+        FileExistsError: `path` is something other than a LeRobot policy folder.
+    """
+    path = Path(path)
+    if path.exists() and not _replaceable(path):
+        raise FileExistsError(f"{path} exists and is not a LeRobot policy folder: not replaced")
+    config = policy.config
+    features = lerobot_features(config)
+    settings = _settings(policy, features)
+    tensors = _tensors(policy, features)
+    statistics = _statistics(policy, features)
+    from safetensors.torch import save_file
+
+    with atomic_folder(path) as folder:
+        save_file(tensors, folder / MODEL, metadata={"format": "pt"})
+        for name, steps in _processors(settings).items():
+            for step in steps:
+                if "state_file" in step:
+                    save_file(statistics, folder / step["state_file"], metadata={"format": "pt"})
+            (folder / name).write_text(json.dumps({"name": Path(name).stem, "steps": steps}, indent=2) + "\n")
+        (folder / CONFIG).write_text(json.dumps(settings, indent=4, allow_nan=False) + "\n")
+    return _told(policy, features)
+
+
+def lerobot_features(config: PolicyConfig) -> dict[str, tuple[str, ...]]:
+    """LeRobot's feature -> the policy's observation keys that are joined in it, in the network's order.
+
+    LeRobot knows one state vector, images, and one environment state. With images every vector goes into the state.
+    Without, there must be an environment state: the keys that are not the robot's ("robot...", "agent..."), or all but
+    the first where that leaves either empty, or the only key once more.
+
+    Raises:
+        CheckpointError: no vector at all.
+    """
+    vectors = [key for key in config.feature_order if key in config.obs_dims]
+    if not vectors:
+        raise CheckpointError(f"LeRobot needs a state vector beside images; the policy has {list(config.image_shapes)}")
+    images = {key if key.startswith("observation.") else f"observation.images.{key}": (key,)
+              for key in config.image_shapes}  # fmt: skip
+    if {STATE, ENVIRONMENT} >= set(vectors) and STATE in vectors and (images or ENVIRONMENT in vectors):
+        state, environment = [STATE], [key for key in vectors if key == ENVIRONMENT]
+    elif images:
+        state, environment = vectors, []
+    else:
+        state = [key for key in vectors if key.startswith(_ROBOT)]
+        if not state or len(state) == len(vectors):
+            state = vectors[:1]
+        environment = [key for key in vectors if key not in state] or state
+    return {STATE: tuple(state), **images, **({ENVIRONMENT: tuple(environment)} if environment else {})}
+
+
+def _replaceable(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    try:
+        return json.loads((path / CONFIG).read_bytes()).get("type") == "diffusion"
+    except (OSError, ValueError, AttributeError):
+        return not any(path.iterdir())
+
+
+def _settings(policy: DiffusionPolicy, features: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """config.json.
+
+    Raises:
+        CheckpointError: what LeRobot cannot have.
+    """
+    config = policy.config
+    unet = config.unet
+    if unet is None:
+        raise CheckpointError("LeRobot's diffusion policy has a U-Net, this policy a transformer: it cannot be written")
+    if config.conditioning != "global":
+        raise CheckpointError(f"LeRobot's U-Net has a global condition, this policy is told by {config.conditioning}")
+    if config.first != config.n_obs_steps - 1:
+        raise CheckpointError(
+            f"LeRobot executes a plan from action n_obs_steps - 1 = {config.n_obs_steps - 1} on, this policy from "
+            f"{config.first} on"
+        )
+    if config.horizon % 2 ** len(unet.down_dims):
+        raise CheckpointError(
+            f"LeRobot needs a horizon divisible by {2 ** len(unet.down_dims)} for {len(unet.down_dims)} levels, "
+            f"this policy has {config.horizon}"
+        )
+    kinds = {STATE: "STATE", ENVIRONMENT: "ENV"}
+    inputs: dict[str, Any] = {}
+    for name, keys in features.items():
+        image = keys[0] in config.image_shapes
+        shape = list(config.image_shapes[keys[0]]) if image else [sum(config.obs_dims[key] for key in keys)]
+        inputs[name] = {"type": "VISUAL" if image else kinds[name], "shape": shape}
+    return {
+        **DEFAULTS,
+        "n_obs_steps": config.n_obs_steps,
+        "input_features": inputs,
+        "output_features": {ACTION: {"type": "ACTION", "shape": [config.action_dim]}},
+        "device": "cpu",
+        "horizon": config.horizon,
+        "n_action_steps": config.n_action_steps,
+        "normalization_mapping": dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MIN_MAX"),
+        "drop_n_last_frames": max(config.horizon - config.n_action_steps - config.n_obs_steps + 1, 0),
+        "down_dims": list(unet.down_dims),
+        "kernel_size": unet.kernel_size,
+        "n_groups": unet.n_groups,
+        "diffusion_step_embed_dim": unet.diffusion_step_embed_dim,
+        "use_film_scale_modulation": unet.cond_predict_scale,
+        **_encoder_settings(config),
+        **_scheduler_settings(policy),
+    }
+
+
+def _encoder_settings(config: PolicyConfig) -> dict[str, Any]:
+    encoder = config.encoder
+    if encoder is None:
+        return {}
+    shapes = set(config.image_shapes.values())
+    if len(shapes) > 1 or next(iter(shapes))[0] != 3:
+        raise CheckpointError(f"LeRobot needs images with 3 channels and of one size, got {config.image_shapes}")
+    if encoder.pool != "spatial_softmax" or encoder.features != 2 * encoder.keypoints:
+        raise CheckpointError(
+            "LeRobot's image encoder has keypoints (spatial softmax) and twice as many features; this policy's has "
+            f"pool '{encoder.pool}', {encoder.keypoints} keypoints and {encoder.features} features"
+        )
+    return {
+        "vision_backbone": encoder.backbone,
+        "use_group_norm": encoder.norm == "group",
+        "spatial_softmax_num_keypoints": encoder.keypoints,
+        "use_separate_rgb_encoder_per_camera": not encoder.shared,
+        **_size_settings(encoder),
+    }
+
+
+def _size_settings(encoder: EncoderConfig) -> dict[str, Any]:
+    """resize_shape, crop_shape and crop_ratio; with a resize LeRobot makes the crop int(resize * ratio)."""
+    resize, crop = encoder.resize, encoder.crop
+    if resize is None:
+        return {"crop_shape": None if crop is None else list(crop)}
+    if crop is None or crop == resize:
+        return {"resize_shape": list(resize)}
+    low = max(c / r for c, r in zip(crop, resize, strict=True))
+    high = min((c + 1) / r for c, r in zip(crop, resize, strict=True))
+    ratio = (low + min(high, 1.0)) / 2
+    if tuple(int(r * ratio) for r in resize) != crop:
+        raise CheckpointError(f"LeRobot crops both sides by one ratio: no ratio makes {crop} of {resize}")
+    return {"resize_shape": list(resize), "crop_shape": list(crop), "crop_ratio": ratio}
+
+
+def _scheduler_settings(policy: DiffusionPolicy) -> dict[str, Any]:
+    """LeRobot passes seven settings on to the scheduler: the chain must be the same with defaults for the others."""
+    given, steps = policy.scheduler_config, policy.config.num_inference_steps
+    name = given.get("_class_name", "DDPMScheduler")
+    kept = {key: given[key] for key in _PASSED_ON if key in given}
+    try:
+        ours = Schedule.from_diffusers(given, steps)
+        theirs = Schedule.from_diffusers({**kept, "_class_name": name}, steps)
+    except ScheduleError as error:
+        raise CheckpointError(f"the policy's chain cannot be written for LeRobot: {error}") from error
+    same = all(getattr(ours, n) == getattr(theirs, n) for n in ("kind", "eta", "prediction_type", "clip", "threshold"))
+    tables = ("timesteps", "A", "B", "sigma", "abar", "clipped", "unclipped")
+    if not same or not all(torch.equal(getattr(ours, n), getattr(theirs, n)) for n in tables):
+        others = {k: v for k, v in given.items() if k not in _PASSED_ON and not k.startswith("_")}
+        raise CheckpointError(f"LeRobot's scheduler has no such settings, and another chain without them: {others}")
+    if ours.prediction_type == "v_prediction":
+        raise CheckpointError("LeRobot's policies predict the noise or the sample, this one v")
+    diffusers = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
+                 "prediction_type": "epsilon", "clip_sample": True, "clip_sample_range": 1.0}  # fmt: skip
+    return {"noise_scheduler_type": name.removesuffix("Scheduler"), "num_inference_steps": steps, **diffusers, **kept}
+
+
+def _tensors(policy: DiffusionPolicy, features: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """model.safetensors."""
+    config = policy.config
+    assert config.unet is not None  # _settings has seen to it
+    columns = _columns(config, features)
+    named = {}
+    for name, value in policy.network.state_dict().items():
+        value = value.detach().float().cpu()
+        if name.endswith("cond_encoder.1.weight"):
+            # A column of zeros is put at the end, for what is given twice.
+            value = torch.cat([value, value.new_zeros(len(value), 1)], dim=1)[:, columns]
+        named[name] = value.contiguous()
+    written = {f"{UNET}{name}": value for name, value in unet_to_lerobot(named).items()}
+    if policy.encoder is not None and config.encoder is not None:
+        encoder = {name: value.detach().cpu() for name, value in policy.encoder.state_dict().items()}
+        for name, value in encoder_to_lerobot(encoder, shared=config.encoder.shared).items():
+            written[f"{ENCODER}{name}"] = value.contiguous()
+    return written
+
+
+def _columns(config: PolicyConfig, features: dict[str, tuple[str, ...]]) -> Tensor:
+    """Of (step embedding, features of To steps, one of zeros): which stands where in LeRobot's order."""
+    assert config.unet is not None
+    width = {key: config.obs_dims.get(key) or config.encoder.feature_dim for key in config.feature_order}  # type: ignore[union-attr]
+    start, at = {}, 0
+    for key in config.feature_order:
+        start[key], at = at, at + width[key]
+    embed, total = config.unet.diffusion_step_embed_dim, config.obs_dim
+    zeros = embed + config.n_obs_steps * total
+    columns = list(range(embed))
+    for step in range(config.n_obs_steps):
+        seen: set[str] = set()
+        for key in (key for keys in features.values() for key in keys):
+            first = embed + step * total + start[key]
+            columns += [zeros] * width[key] if key in seen else range(first, first + width[key])
+            seen.add(key)
+    return torch.tensor(columns)
+
+
+def _statistics(policy: DiffusionPolicy, features: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """min and max of each feature: where y = x scale + offset is -1 and 1."""
+    found = {}
+    for name, keys in {**features, ACTION: (ACTION,)}.items():
+        fields = [policy.normalizer.fields(key) for key in keys]
+        scale, offset = (torch.cat([f[part] for f in fields]).double().cpu() for part in ("scale", "offset"))
+        if keys[0] in policy.config.image_shapes:
+            if policy.config.encoder is not None and policy.config.encoder.imagenet_norm:
+                mean, std = torch.tensor(IMAGENET_MEAN).double(), torch.tensor(IMAGENET_STD).double()
+                scale, offset = scale / std, (offset - mean) / std
+            scale, offset = scale[:, None, None], offset[:, None, None]
+        found[f"{name}.min"] = ((-1 - offset) / scale).float().contiguous()
+        found[f"{name}.max"] = ((1 - offset) / scale).float().contiguous()
+    return found
+
+
+def _processors(settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Steps as `make_diffusion_pre_post_processors` writes them."""
+    device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+
+    def normalizing(name: str, index: int, features: dict[str, Any], kind: str) -> dict[str, Any]:
+        config = {"eps": 1e-8, "features": features, "norm_map": settings["normalization_mapping"]}
+        file = f"{Path(name).stem}_step_{index}_{kind}.safetensors"
+        return {"registry_name": kind, "config": config, "state_file": file}
+
+    inputs, outputs = settings["input_features"], settings["output_features"]
+    return {
+        PREPROCESSOR: [
+            {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+            {"registry_name": "to_batch_processor", "config": {}},
+            device,
+            normalizing(PREPROCESSOR, 3, {**inputs, **outputs}, "normalizer_processor"),
+        ],
+        POSTPROCESSOR: [normalizing(POSTPROCESSOR, 0, outputs, "unnormalizer_processor"), device],
+    }
+
+
+def lerobot_losses(policy: DiffusionPolicy) -> list[str]:
+    """Where LeRobot would act otherwise than this policy does; sentences."""
+    encoder, told = policy.config.encoder, []
+    if encoder is not None and encoder.crop is not None:
+        if encoder.random_crop_in_use:
+            told.append("crops are taken at random in use here, from the middle in LeRobot")
+        size = encoder.resize or next(iter(policy.config.image_shapes.values()))[1:]
+        odd = any((n - m) % 4 == 3 for n, m in zip(size, encoder.crop, strict=True))  # x.5, and x + 1 is even
+        if encoder.crop_rounding == "down" and odd:
+            told.append("crops lie one pixel further down or right in LeRobot, which rounds the middle up")
+    return told
+
+
+def _told(policy: DiffusionPolicy, features: dict[str, tuple[str, ...]]) -> list[str]:
+    config = policy.config
+    told = [f"'{name}' is {' and then '.join(keys)}" for name, keys in features.items() if keys != (name,)]
+    if features.get(ENVIRONMENT) == features[STATE]:
+        told.append(f"LeRobot needs a second observation: '{ENVIRONMENT}' is the state again, its weights are zero")
+    if config.action_repr != "raw":
+        told.append(f"that actions are {config.action_repr} is not written: LeRobot's are what its environment takes")
+    if config.task:
+        told.append(f"the task's name, {config.task}, is not written")
+    if policy.speculation is not None or policy.choices:
+        told.append("what calibration found for speculation is not written")
+    return [*lerobot_losses(policy), *told]
