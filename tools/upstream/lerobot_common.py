@@ -61,8 +61,9 @@ def observations(cfg: DiffusionConfig, batch: int, steps: int, seed: int) -> Obs
 
 def statistics(cfg: DiffusionConfig) -> dict[str, dict[str, Tensor]]:
     """Of random data, by LeRobot's own functions, as its datasets keep them: images in [0, 1], (3, 1, 1)."""
-    data = {k: v[0].numpy() for k, v in observations(cfg, 1, 60, seed=100).items()}
-    data["action"] = vectors(cfg.output_features["action"].shape[0], 1, 60, 90, low=-0.9, high=1.2)[0].numpy()
+    data = {k: v.flatten(0, 1).double().numpy() for k, v in observations(cfg, 12, 8, seed=100).items()}
+    actions = vectors(cfg.output_features["action"].shape[0], 12, 8, 90, low=-0.9, high=1.2)
+    data["action"] = actions.flatten(0, 1).numpy()
     out: dict[str, dict[str, Tensor]] = {}
     for key, values in data.items():
         image = values.ndim == 4
