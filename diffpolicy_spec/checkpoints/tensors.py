@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -31,22 +32,27 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: the checkpoint folder is incomplete")
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:  # checks the header against the file's size
-            names = opened.offset_keys()  # in the order of their bytes, which leave no gaps
-            told = [opened.get_slice(name) for name in names]
-            layout = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in zip(names, told, strict=True)]
+        with safetensors.safe_open(file, framework="pt"):
+            pass  # that the header is sound, and goes with the file's size
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            start = stream.tell()
+            layout = {name: told for name, told in header.items() if name != "__metadata__"}
+            unknown = sorted({told["dtype"] for told in layout.values()} - set(_DTYPES))
+            if unknown:
+                raise CheckpointError(f"{file} has tensors of {', '.join(unknown)}, which are not read here")
+            return {name: _read(stream, start, told) for name, told in layout.items()}
+    except CheckpointError:
+        raise
     except Exception as error:  # SafetensorError is not a subclass of anything narrower
         raise CheckpointError(f"{file} is not a readable safetensors file (truncated or damaged?): {error}") from error
-    unknown = sorted({dtype for _, _, dtype in layout} - set(_DTYPES))
-    if unknown:
-        raise CheckpointError(f"{file} has tensors of {', '.join(unknown)}, which are not read here")
-    tensors = {}
-    with file.open("rb") as stream:
-        stream.seek(8 + int.from_bytes(stream.read(8), "little"))
-        for name, shape, dtype in layout:
-            tensor = torch.empty(shape, dtype=_DTYPES[dtype])
-            size = math.prod(shape) * tensor.element_size()
-            if stream.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data) != size:
-                raise CheckpointError(f"{file} is shorter than it was when it was opened")
-            tensors[name] = tensor
-    return tensors
+
+
+def _read(stream: BinaryIO, start: int, told: dict[str, Any]) -> Tensor:
+    begin, end = told["data_offsets"]
+    tensor = torch.empty(told["shape"], dtype=_DTYPES[told["dtype"]])
+    stream.seek(start + begin)
+    read = stream.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
+    if read != end - begin or read != tensor.nbytes:
+        raise EOFError("it is shorter than its header says")
+    return tensor

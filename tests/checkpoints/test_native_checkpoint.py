@@ -2,16 +2,23 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_policy import tiny_config, tiny_obs, tiny_policy
+from tiny_policy import CAMERAS, OBS_DIMS, TRANSFORMER, obs_for, tiny_config, tiny_policy
 
 from diffpolicy_spec.checkpoints import CheckpointError, load_native, load_policy, save_policy, save_speculation
 from diffpolicy_spec.checkpoints import native as native_module
+from diffpolicy_spec.checkpoints.native import read_native
+from diffpolicy_spec.checkpoints.parts import build_policy
+from diffpolicy_spec.policies import EncoderConfig, UnetConfig
 from diffpolicy_spec.samplers import SamplerConfig
+
+ORDER = ("wrist", *OBS_DIMS, "front")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,8 @@ def folder(saved, tmp_path):
 
 def chunk(policy):
     sampler = policy.bind(SamplerConfig(method="ddpm", num_inference_steps=5))
-    return policy.predict_action(tiny_obs(), sampler=sampler, generator=torch.Generator().manual_seed(0)).action_pred
+    obs = obs_for(policy.config)
+    return policy.predict_action(obs, sampler=sampler, generator=torch.Generator().manual_seed(0)).action_pred
 
 
 def test_there_and_back_in_float32(tmp_path):
@@ -41,6 +49,88 @@ def test_there_and_back_in_float32(tmp_path):
     assert again.speculation is None
     assert not again.network.training
     assert torch.equal(chunk(again), chunk(policy))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        CAMERAS,
+        {**CAMERAS, "encoder": EncoderConfig("resnet18", "batch", "average", crop=(36, 36))},
+        {
+            **CAMERAS,
+            "encoder": EncoderConfig(shared=True, crop=(36, 36)),
+            "feature_order": ("wrist", *OBS_DIMS, "front"),
+        },
+        TRANSFORMER,
+        {**TRANSFORMER, "conditioning": "inpainting"},
+        {"conditioning": "local", "first_action": 2, "num_inference_steps": 5},
+    ],
+    ids=["cameras", "batch norm", "shared", "transformer", "inpainting", "local"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_kind_of_policy_there_and_back(tmp_path, changes, dtype):
+    policy = tiny_policy(**changes)
+    policy.origin, policy.notes = {"format": "lerobot", "class": "DiffusionPolicy"}, ("Crops are centred.",)
+    policy.save(tmp_path / "p", storage_dtype=dtype)
+    again = load_policy(tmp_path / "p")
+    assert again.config == policy.config
+    assert (again.origin, again.notes) == (policy.origin, policy.notes)
+    if policy.encoder is not None:
+        assert not again.encoder.training
+        for name, value in policy.encoder.named_parameters():
+            expected = value.half().float() if dtype == "float16" else value
+            assert torch.equal(again.encoder.state_dict()[name], expected)
+        for name, value in policy.encoder.named_buffers():  # running statistics, positions: as they were
+            assert torch.equal(again.encoder.state_dict()[name], value)
+    if dtype == "float32":
+        assert torch.equal(chunk(again), chunk(policy))
+    again.save(tmp_path / "again", storage_dtype=dtype)
+    assert torch.equal(chunk(load_policy(tmp_path / "again")), chunk(again))
+
+
+def test_folders_of_before_have_no_origin(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("origin", "notes"):
+        del config[name]
+    for name in ("image_shapes", "encoder", "feature_order", "conditioning", "first_action", "transformer"):
+        del config["policy"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    policy = load_policy(folder)
+    assert (policy.config, policy.origin, policy.notes) == (tiny_config(), {}, ())
+
+
+def test_weights_are_not_copied(tmp_path):
+    """float32 tensors become the parameters as they are, normal or transformer, with cameras or without."""
+    for changes in (CAMERAS, TRANSFORMER):
+        tiny_policy(**changes).save(tmp_path / "p")
+        parts = read_native(tmp_path / "p")
+        policy = build_policy(parts, tmp_path / "p")
+        for module, given in ((policy.network, parts.network), (policy.encoder, parts.encoder)):
+            for name, value in module.state_dict().items() if module is not None else ():
+                assert value.data_ptr() == given[name].data_ptr(), name
+                assert value.device.type == "cpu"
+
+
+_PEAK = """
+import re, sys
+from diffpolicy_spec.checkpoints import load_policy
+def highest():  # of this process; ru_maxrss counts what its parent had
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+load_policy(sys.argv[1])  # all that is imported on the way
+before = highest()
+policy = load_policy(sys.argv[2])
+print((highest() - before) / sum(v.nbytes for v in policy.network.state_dict().values()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1.3), ("float16", 1.9)])
+def test_memory_while_loading(saved, tmp_path, dtype, most):
+    """21M parameters in a process of its own: float32 weights are there once, float16 ones beside their float32."""
+    tiny_policy(unet=UnetConfig((128, 256, 640))).save(tmp_path / "large", storage_dtype=dtype)
+    command = [sys.executable, "-c", _PEAK, str(saved), str(tmp_path / "large")]
+    peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0.9 < peak < most
 
 
 def test_float16_is_what_the_stored_weights_say(saved, tmp_path):
@@ -186,6 +276,9 @@ def test_tensors_that_do_not_fit(folder, change, message):
         (lambda c: c["policy"]["unet"].update(kernel_size=4), "kernel_size must be odd"),
         (lambda c: c["scheduler"].update(variance_type="learned"), "variance_type 'learned' is not supported"),
         (lambda c: c["policy"]["unet"].update(down_dims=[8, 24]), "its config asks for"),
+        (lambda c: c["policy"].update(num_inference_steps=101), "num_inference_steps must be a whole number from 1"),
+        (lambda c: c.update(origin="here"), "'origin' must be a mapping and 'notes' a list of sentences"),
+        (lambda c: c.update(notes=[1]), "'origin' must be a mapping and 'notes' a list of sentences"),
     ],
 )
 def test_configs_that_do_not_fit(folder, change, message):
@@ -193,6 +286,57 @@ def test_configs_that_do_not_fit(folder, change, message):
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
+        load_policy(folder)
+
+
+def pop_running(tensors):
+    del tensors["encoder.nets.1.backbone.layer3.0.bn1.running_var"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pop_running, r"lacks: encoder\.nets\.1\.backbone\.layer3\.0\.bn1\.running_var"),
+        (lambda t: t.update({"encoder.nets.2.backbone.conv1.weight": torch.zeros(1)}), "unexpected: encoder.nets.2"),
+        (lambda t: t["encoder.nets.0.linear.bias"].fill_(torch.inf), r"'encoder\.nets\.0\.linear\.bias' is not of"),
+        (
+            lambda t: t.update({"encoder.nets.0.backbone.bn1.num_batches_tracked": torch.tensor(0.5)}),
+            "num_batches_tracked' must hold whole numbers",
+        ),
+        (lambda t: t["model.mask"].fill_(0), "'model.mask' is not the mask of its config's attention"),
+        (lambda t: t["model.memory_mask"].fill_(torch.nan), "'model.memory_mask' is not the mask"),
+    ],
+)
+def test_encoders_and_masks_that_do_not_fit(tmp_path, change, message):
+    encoder = EncoderConfig(norm="batch", keypoints=4, features=6)
+    tiny_policy(**CAMERAS | TRANSFORMER | {"encoder": encoder}).save(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(tmp_path)
+
+
+def test_an_encoder_without_cameras(folder):
+    rewrite(folder, lambda t: t.update({"encoder.nets.0.linear.bias": torch.zeros(6)}))
+    with pytest.raises(CheckpointError, match="has an image encoder, and its config no cameras"):
+        load_policy(folder)
+
+
+def test_an_encoder_that_cannot_be(tmp_path):
+    tiny_policy(**CAMERAS).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["policy"]["encoder"]["crop"] = [99, 99]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"does not describe a policy: crop \(99, 99\) does not fit"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "C64"])
+def test_data_types_that_are_not_read(folder, dtype):
+    data = (folder / "model.safetensors").read_bytes()
+    replaced = data.replace(b'"dtype":"F16"', f'"dtype":"{dtype}"'.encode(), 1)
+    size = int.from_bytes(data[:8], "little") + len(replaced) - len(data)
+    (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + replaced[8:])
+    with pytest.raises(CheckpointError, match=r"not read here|not a readable safetensors file"):
         load_policy(folder)
 
 

@@ -181,7 +181,7 @@ def test_a_users_own_inpainting_over_the_actions():
 
 def test_an_inpainting_policy_has_no_condition():
     policy = tiny_policy(conditioning="inpainting")
-    with pytest.raises(ConditioningError, match=r"conditioned by inpainting: .* gains, draft networks and certificates"):
+    with pytest.raises(ConditioningError, match=r"conditioned by inpainting: .* gains, draft networks"):
         policy.encode(obs_for(policy.config))
 
 
