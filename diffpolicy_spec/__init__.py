@@ -19,11 +19,14 @@ from .trees import sample_tree
 from .verification import verify_block, verify_steps
 
 if TYPE_CHECKING:
+    from .acceleration import AccelerateError, DenoisingLoop, accelerate, accelerated, decelerate
     from .checkpoints import load_policy
 
 __all__ = [
+    "AccelerateError",
     "BoundSampler",
     "Denoise",
+    "DenoisingLoop",
     "Gains",
     "Inpainting",
     "Model",
@@ -38,8 +41,11 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "TimeSplit",
+    "accelerate",
+    "accelerated",
     "bind",
     "calibrate",
+    "decelerate",
     "draw_noise",
     "load_policy",
     "sample_ddim",
@@ -52,10 +58,17 @@ __all__ = [
 ]
 
 
+_ACCELERATION = ("AccelerateError", "DenoisingLoop", "accelerate", "accelerated", "decelerate")
+
+
 def __getattr__(name: str) -> Any:
     # Reading checkpoints needs safetensors and the networks; importing the sampler does not.
     if name == "load_policy":
         from .checkpoints import load_policy
 
         return load_policy
+    if name in _ACCELERATION:
+        from . import acceleration
+
+        return getattr(acceleration, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
