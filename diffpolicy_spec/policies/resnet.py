@@ -102,7 +102,8 @@ class ResNet(nn.Module):
                 dim = width * block.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # Drawing into a meta tensor imports torch's compiler: seconds, for nothing.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

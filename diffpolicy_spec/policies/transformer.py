@@ -91,9 +91,10 @@ class TransformerForDiffusion(nn.Module):
         mask, memory_mask = masks(horizon, self.obs_tokens) if causal_attn else (None, None)
         self.register_buffer("mask", mask)
         self.register_buffer("memory_mask", memory_mask)
-        self.apply(_initialise)
-        nn.init.normal_(self.pos_emb, std=0.02)
-        nn.init.normal_(self.cond_pos_emb, std=0.02)
+        if not self.pos_emb.is_meta:  # drawing into a meta tensor imports torch's compiler: seconds, for nothing
+            self.apply(_initialise)
+            nn.init.normal_(self.pos_emb, std=0.02)
+            nn.init.normal_(self.cond_pos_emb, std=0.02)
 
     def forward(self, sample: Tensor, timestep: Tensor | int, condition: Tensor | None = None) -> Tensor:
         """Predict the noise (or whatever the policy was trained to predict).
