@@ -7,6 +7,7 @@ k = 0 (noisiest) ... K - 1 (last); `timesteps[k]` is the training timestep the n
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,7 +114,8 @@ class Schedule:
 
         Args:
             scheduler: the scheduler object, its `config`, or a dict with the same keys; missing keys take diffusers'
-                defaults. `_class_name` (or the object's class) says DDPM or DDIM; without it, DDPM.
+                defaults. `_class_name` (or the object's class) says DDPM or DDIM; without it, DDPM. With
+                `_diffusers_version` up to 0.11, a DDPM chain of all steps is rounded as that release rounds it.
             num_inference_steps: K; None for all training timesteps.
             eta: samples the DDIM chain with this eta, whichever scheduler is given; None keeps a DDPM chain and gives
                 DDIM its default, 0.
@@ -134,8 +136,10 @@ class Schedule:
         if not 0 <= eta <= 1:
             raise ScheduleError(f"eta must be in [0, 1], got {eta}")
 
-        abar_train = training_abar(config)
         steps = np.arange(n)[::-1] if num_inference_steps is None else _spaced_timesteps(config, n, n_train)
+        stored = not ddim and _uses_stored_betas(config, steps)
+        betas = _training_betas(config)
+        abar_train = _rounded_abar(betas) if stored else training_abar(config)
         abar = abar_train[steps]
         last = abar_train[0] if ddim and not config["set_alpha_to_one"] else 1.0
         abar_prev = np.append(abar[1:], last)
@@ -151,7 +155,8 @@ class Schedule:
                 )
             A, B, sigma = _ddim_tables(abar, abar_prev, eta)
         else:
-            A, B, sigma = _ddpm_tables(abar, abar_prev, config["variance_type"])
+            alpha = 1 - betas[steps] if stored else abar / abar_prev
+            A, B, sigma = _ddpm_tables(abar, abar_prev, alpha, config["variance_type"])
             sigma[steps == 0] = 0.0  # diffusers adds no noise at t = 0, whatever the variance type
         sigma[sigma**2 < _NO_NOISE] = 0.0
 
@@ -237,6 +242,16 @@ class Schedule:
 def training_abar(config: Mapping[str, Any]) -> np.ndarray:
     """alphas_cumprod of the training chain, (num_train_timesteps,) float64, from a diffusers scheduler config."""
     config = {**_DDPM_DEFAULTS, **config}
+    betas = _training_betas(config)
+    if config["rescale_betas_zero_snr"]:
+        root = np.sqrt(np.cumprod(1 - betas))
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # arXiv 2305.08891, Algorithm 1
+        return root**2
+    return np.cumprod(1 - betas)
+
+
+def _training_betas(config: Mapping[str, Any]) -> np.ndarray:
+    """betas of the training chain, (num_train_timesteps,) float64."""
     n, lo, hi = int(config["num_train_timesteps"]), float(config["beta_start"]), float(config["beta_end"])
     schedule = config["beta_schedule"]
     if config["trained_betas"] is not None:
@@ -257,12 +272,7 @@ def training_abar(config: Mapping[str, Any]) -> np.ndarray:
             f"beta_schedule {schedule!r} is not supported; use linear, scaled_linear, squaredcos_cap_v2, sigmoid or "
             "trained_betas"
         )
-    betas = betas.astype(np.float32).astype(np.float64)  # what diffusers stores
-    if config["rescale_betas_zero_snr"]:
-        root = np.sqrt(np.cumprod(1 - betas))
-        root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # arXiv 2305.08891, Algorithm 1
-        return root**2
-    return np.cumprod(1 - betas)
+    return betas.astype(np.float32).astype(np.float64)  # what diffusers stores
 
 
 def _read_config(scheduler: Any) -> tuple[dict[str, Any], str]:
@@ -308,8 +318,24 @@ def _spaced_timesteps(config: Mapping[str, Any], n: int, n_train: int) -> np.nda
     return steps
 
 
-def _ddpm_tables(abar: np.ndarray, abar_prev: np.ndarray, variance: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    alpha = abar / abar_prev
+def _uses_stored_betas(config: Mapping[str, Any], steps: np.ndarray) -> bool:
+    """Whether a DDPM step takes beta as stored: diffusers up to 0.11, all steps. Since then it is 1 - abar / abar_prev.
+
+    With abar rounded to float32 the two differ: by 1.4e-5 in A at the last step of diffusion_policy's chain.
+    """
+    release = re.match(r"0\.(\d+)", str(config.get("_diffusers_version", "")))
+    every = np.array_equal(steps, np.arange(int(config["num_train_timesteps"]))[::-1])
+    return release is not None and int(release[1]) <= 11 and every
+
+
+def _rounded_abar(betas: np.ndarray) -> np.ndarray:
+    """alphas_cumprod with diffusers' float32 rounding."""
+    return torch.cumprod(1.0 - torch.from_numpy(betas.astype(np.float32)), dim=0).double().numpy()
+
+
+def _ddpm_tables(
+    abar: np.ndarray, abar_prev: np.ndarray, alpha: np.ndarray, variance: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     beta = 1 - alpha
     A = np.sqrt(abar_prev) * beta / (1 - abar)
     B = np.sqrt(alpha) * (1 - abar_prev) / (1 - abar)

@@ -99,7 +99,6 @@ _LITERALS = frozenset((
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 ))  # fmt: skip
 _NOTHING = frozenset(("PROTO", "FRAME"))
-# Only these can be keys: their hashes are quick, whereas that of a tuple nested deeply overflows the C stack.
 _KEYS = (str, int, float, bytes, type(None))
 
 
@@ -227,7 +226,7 @@ class _Machine:
             raise CheckpointError(f"its pickle is damaged: it sets items of a {type(target).__name__}")
         pairs = list(zip(items[::2], items[1::2], strict=True))
         for key, _ in pairs:
-            if not isinstance(key, _KEYS):
+            if not _can_be_key(key):
                 raise CheckpointError(f"its pickle has a {type(key).__name__} as a key: it is not read")
         if isinstance(target, dict):
             target.update(pairs)
@@ -276,6 +275,11 @@ class _Machine:
 
     def do_binpersid(self) -> None:
         self.stack.append(Persistent(self.stack.pop()))
+
+
+def _can_be_key(value: Any) -> bool:
+    """Only what is hashed quickly: the hash of a tuple that is nested deeply overflows the C stack."""
+    return isinstance(value, _KEYS) or (isinstance(value, tuple) and all(isinstance(item, _KEYS) for item in value))
 
 
 def _first_line(error: Exception) -> str:
