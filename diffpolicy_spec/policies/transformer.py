@@ -88,9 +88,9 @@ class TransformerForDiffusion(nn.Module):
         self.ln_f = nn.LayerNorm(n_emb)
         self.head = nn.Linear(n_emb, input_dim)
 
-        mask, memory_mask = masks(horizon, self.obs_tokens) if causal_attn else (None, None)
-        self.register_buffer("mask", mask)
-        self.register_buffer("memory_mask", memory_mask)
+        made = masks(horizon, self.obs_tokens) if causal_attn else (None, None)
+        for name, mask in zip(("mask", "memory_mask"), made, strict=True):
+            self.register_buffer(name, None if mask is None else mask.to(self.pos_emb.device))
         if not self.pos_emb.is_meta:  # drawing into a meta tensor imports torch's compiler: seconds, for nothing
             self.apply(_initialise)
             nn.init.normal_(self.pos_emb, std=0.02)
@@ -133,15 +133,15 @@ class TransformerForDiffusion(nn.Module):
 def masks(horizon: int, obs_tokens: int) -> tuple[Tensor, Tensor | None]:
     """What is added to causal attention's scores, 0 or -inf: `mask` (T, T) and `memory_mask` (T, 1 + To).
 
-    The latter is None without observation tokens; token 0 is the timestep, which every action sees.
+    The latter is None without observation tokens; token 0 is the timestep, which every action sees. Made on the CPU.
     """
-    t = torch.arange(horizon)[:, None]
-    seen = t >= torch.arange(1 + obs_tokens) - 1
+    t = torch.arange(horizon, device="cpu")[:, None]
+    seen = t >= torch.arange(1 + obs_tokens, device="cpu") - 1
     return _additive(t >= t.T), _additive(seen) if obs_tokens else None
 
 
 def _additive(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    return torch.zeros(seen.shape, device="cpu").masked_fill(~seen, float("-inf"))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -32,9 +32,11 @@ class SpatialSoftmax(nn.Module):
         super().__init__()
         self.nets = nn.Conv2d(channels, keypoints, 1)
         self.register_buffer("temperature", torch.ones(1))
-        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-        self.register_buffer("pos_x", x.reshape(1, -1).clone())
-        self.register_buffer("pos_y", y.reshape(1, -1).clone())
+        # Made on the CPU: computing with meta tensors imports half of torch's compiler.
+        rows, columns = (torch.linspace(-1, 1, n, device="cpu") for n in (height, width))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        self.register_buffer("pos_x", x.reshape(1, -1).to(self.nets.weight.device, copy=True))
+        self.register_buffer("pos_y", y.reshape(1, -1).to(self.nets.weight.device, copy=True))
 
     def forward(self, x: Tensor) -> Tensor:
         share = torch.softmax(self.nets(x).flatten(2) / self.temperature, dim=-1)
