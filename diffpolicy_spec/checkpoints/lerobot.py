@@ -172,6 +172,8 @@ def _policy_config(config: Fields, features: Mapping[str, Feature], names: Mappi
             feature_order=tuple(names[key] for key in features if key != ACTION),
             num_inference_steps=steps,
         )
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{config.where} does not describe a policy: {error}") from error
 

@@ -175,10 +175,10 @@ def _size_settings(encoder: EncoderConfig) -> dict[str, Any]:
         return {"crop_shape": None if crop is None else list(crop)}
     if crop is None or crop == resize:
         return {"resize_shape": list(resize)}
-    low = max(c / r for c, r in zip(crop, resize, strict=True))
-    high = min((c + 1) / r for c, r in zip(crop, resize, strict=True))
-    ratio = (low + min(high, 1.0)) / 2
-    if tuple(int(r * ratio) for r in resize) != crop:
+    sides = list(zip(crop, resize, strict=True))
+    low, high = max(c / r for c, r in sides), min((c + 1) / r for c, r in sides)
+    ratio = next((x for x in (low, (low + high) / 2) if tuple(int(r * x) for r in resize) == crop and x < 1), None)
+    if ratio is None:
         raise CheckpointError(f"LeRobot crops both sides by one ratio: no ratio makes {crop} of {resize}")
     return {"resize_shape": list(resize), "crop_shape": list(crop), "crop_ratio": ratio}
 

@@ -6,6 +6,7 @@ features are joined in the order of shape_metadata.all_shapes; images are in [0,
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,13 +88,26 @@ def read_robomimic(path: str | Path, weights: str = "auto", *, payload: Mapping[
             num_inference_steps=steps,
         )
         normalizer = LinearNormalizer({**_observations(top, seen), "action": actions.fields})
+    except CheckpointError:
+        raise
     except (ValueError, NormalizationError) as error:
         raise CheckpointError(f"{path} does not describe a policy: {error}") from error
-    origin = {"format": "robomimic", "class": "DiffusionPolicyUNet", "weights": chosen}
+    origin: dict[str, Any] = {"format": "robomimic", "class": "DiffusionPolicyUNet", "weights": chosen}
     if isinstance(env_name, str) and env_name:
         origin["environment"] = env_name[:100]
+    env_args = _plain(top.get("env_metadata", None))
+    if isinstance(env_args, dict) and env_args:
+        origin["env_args"] = env_args
     return Parts(policy, load_tensors(network), load_tensors(cameras), normalizer, scheduler, origin,
                  (*notes, *told, *actions.notes, *more))  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back; None for what JSON cannot say."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _state(model: Fields, weights: str, algo: Fields) -> tuple[str, dict[str, StoredTensor]]:

@@ -85,7 +85,7 @@ def check(folder: Path, policy: DiffusionPolicy) -> dict[str, float]:
 def in_their_order(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> Tensor:
     """The policy's features, one step's as LeRobot joins them."""
     config = policy.config
-    widths = {**config.obs_dims, **{camera: config.encoder.feature_dim for camera in config.image_shapes}}
+    widths = {**config.obs_dims, **dict.fromkeys(config.image_shapes, config.encoder.feature_dim)}
     split = policy.features(obs).split([widths[key] for key in config.feature_order], dim=-1)
     parts = dict(zip(config.feature_order, split, strict=True))
     return torch.cat([parts[key] for keys in lerobot_features(config).values() for key in keys], dim=-1)
