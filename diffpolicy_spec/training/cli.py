@@ -2,6 +2,8 @@
 
     dps-train task=lift dataset=data/lift.hdf5 output=outputs/lift
     dps-train task=pusht_keypoints dataset=pusht.zarr        # a replay buffer of diffusion_policy
+    dps-train task=lift_image model=image_unet_small dataset=data/lift_image.hdf5
+    accelerate launch -m diffpolicy_spec.training.cli task=lift device=cuda      # a process for each GPU
     dps-train draft=outputs/lift/policy                      # a draft network, distilled from that policy, beside it
 
 Settings and their defaults: configs/train.yaml. Run again with the same settings, it goes on where it was interrupted.
@@ -9,6 +11,7 @@ Settings and their defaults: configs/train.yaml. Run again with the same setting
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,10 @@ from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.policies import PolicyConfig
 from diffpolicy_spec.training.config import TrainConfig
 from diffpolicy_spec.training.draft import train_draft
+from diffpolicy_spec.training.images import ImageLoading
 from diffpolicy_spec.training.loop import POLICY, train
 
-__all__ = ["main", "run"]
+__all__ = ["main", "policy_config", "run"]
 
 
 def run(cfg: dict[str, Any]) -> Path:
@@ -39,6 +43,8 @@ def run(cfg: dict[str, Any]) -> Path:
     train_config = TrainConfig.from_dict({f.name: cfg[f.name] for f in fields(TrainConfig)})
     dataset, output = Path(cfg["dataset"] or task["dataset"]), Path(cfg["output"])
     device = parse_device(cfg["device"])
+    images = ImageLoading(cfg["cache_images"], cfg["image_cache_gb"], cfg["image_workers"])
+    config = policy_config(cfg)
     torch.set_num_threads(int(cfg["num_threads"]))
 
     def read(filter_key: str | None) -> list[Episode]:
@@ -48,23 +54,15 @@ def run(cfg: dict[str, Any]) -> Path:
             action_repr=task["action_repr"],
             filter_key=filter_key,
             action_key=cfg["action_key"],
+            image_shapes=config.image_shapes,
         )
 
     episodes = read(cfg["train_filter"])
     validation = read(cfg["valid_filter"]) if cfg["valid_filter"] is not None else []
-    policy_config = PolicyConfig.from_dict(
-        {
-            "task": task["name"],
-            "obs_dims": task["obs"],
-            "action_repr": task["action_repr"],
-            "action_dim": task["action_dim"],
-            **cfg["model"],
-        }
-    )
     policy = train(
         episodes,
         validation,
-        policy_config,
+        config,
         cfg["scheduler"],
         train_config,
         output,
@@ -72,10 +70,37 @@ def run(cfg: dict[str, Any]) -> Path:
         device=device,
         storage_dtype=cfg["storage_dtype"],
         provenance={"dataset": dataset.name, "train_filter": cfg["train_filter"], "torch": torch.__version__},
+        images=images,
     )
-    parameters = sum(p.numel() for p in policy.network.parameters())
+    parameters = sum(p.numel() for part in (policy.network, policy.encoder) if part for p in part.parameters())
     print(f"trained policy ({parameters / 1e6:.2f} M parameters): {output / POLICY}")
     return output / POLICY
+
+
+def policy_config(cfg: Mapping[str, Any]) -> PolicyConfig:
+    """What `task` and `model` of configs/train.yaml make together.
+
+    Raises:
+        ValueError: a model without an encoder for a task with cameras, or the other way round; sizes that do not fit.
+    """
+    task, model = cfg["task"], cfg["model"]
+    images = task.get("images") or {}
+    if bool(images) != (model.get("encoder") is not None):
+        raise ValueError(
+            f"the task has cameras ({', '.join(images)}) and the model no encoder: choose a model=image_..."
+            if images
+            else "the model has an image encoder and the task no cameras: choose a task=..._image"
+        )
+    return PolicyConfig.from_dict(
+        {
+            "task": task["name"],
+            "obs_dims": task["obs"],
+            "image_shapes": images,
+            "action_repr": task["action_repr"],
+            "action_dim": task["action_dim"],
+            **model,
+        }
+    )
 
 
 def main() -> None:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["TrainConfig"]
+__all__ = ["PRECISIONS", "TrainConfig"]
+
+PRECISIONS = ("float32", "bf16")
+"""What a network may be called in, see `TrainConfig.precision`."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,10 @@ class TrainConfig:
         max_steps: optimiser steps; the learning rate reaches zero at the last one.
         batch_size: sequences a step.
         lr: peak learning rate; betas, weight_decay, eps: of AdamW.
+        encoder_weight_decay: of the image encoder; None: weight_decay.
         warmup_steps: steps of linear warm-up, then a cosine to zero.
         grad_clip: largest norm of the gradient; None: no limit.
+        precision: "float32", or "bf16": network and encoder are called under autocast, weights and loss stay float32.
         ema_power, ema_max: averaging of the weights with decay min(ema_max, 1 - (1 + step) ** -ema_power).
         seed: of the initial weights, the order of the data, timesteps and noise.
         log_every, val_every, checkpoint_every, snapshot_every: steps between a point of the loss curve, a validation,
@@ -32,8 +37,10 @@ class TrainConfig:
     betas: tuple[float, float] = (0.95, 0.999)
     weight_decay: float = 1e-6
     eps: float = 1e-8
+    encoder_weight_decay: float | None = None
     warmup_steps: int = 500
     grad_clip: float | None = None
+    precision: str = "float32"
     ema_power: float = 0.75
     ema_max: float = 0.9999
     seed: int = 0
@@ -51,6 +58,9 @@ class TrainConfig:
                 raise ValueError(f"training: {name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.warmup_steps < self.max_steps:
             raise ValueError(f"training: warmup_steps must be in [0, max_steps), got {self.warmup_steps}")
+
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"training: precision must be {' or '.join(PRECISIONS)}, got {self.precision!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.training.config import TrainConfig
 from diffpolicy_spec.training.curves import append_record, plot_curves, read_records, truncate_records
+from diffpolicy_spec.training.images import ImageLoading
+from diffpolicy_spec.training.processes import join_processes
 from diffpolicy_spec.training.run import TrainingRun, prepare_run
 from diffpolicy_spec.training.state import TrainingError, load_state, save_state
 
@@ -40,11 +43,13 @@ def train(
     storage_dtype: str = "float32",
     provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
+    images: ImageLoading | None = None,
 ) -> DiffusionPolicy:
     """Fit a policy; go on where an earlier run in `output` with the same settings and data was interrupted.
 
     Leaves in `output`: `policy/` (native checkpoint of the EMA weights), `snapshots/step_*/` (the same, on the way),
-    `loss.jsonl` and `loss.png`, and `state.pt`, from which a killed run continues.
+    `loss.jsonl` and `loss.png`, and `state.pt`, from which a killed run continues. Started by `accelerate launch` in
+    several processes, each takes its part of every batch, and the first one writes.
 
     Args:
         episodes: to fit; statistics for the normaliser come from these.
@@ -53,9 +58,11 @@ def train(
         overwrite: remove an earlier run in `output` instead of going on with it, once everything else is checked.
         storage_dtype: of the weights in `policy/` and `snapshots/`.
         provenance: more to be written into the checkpoint's "training" section.
+        progress: show bars.
+        images: how images are read; None: the defaults.
 
     Raises:
-        DataError: no sequences, or actions of another size than the config's.
+        DataError: no sequences, actions of another size than the config's, or images that cannot be read.
         ScheduleError: the scheduler config is not supported.
         TrainingError: `output` is a file, holds a run with other settings or data, or (to be overwritten) something
             that is no run; storage_dtype is unknown; or the loss is not finite.
@@ -68,36 +75,45 @@ def train(
     tqdm = require("tqdm", extra="train", needed_by="training").tqdm
     if output.exists() and not output.is_dir():
         raise TrainingError(f"output={output} is a file; give a folder")
-    run = prepare_run(episodes, validation, policy_config, scheduler_config, train_config, device)
-    if overwrite:
-        _remove_run(output)
-    output.mkdir(parents=True, exist_ok=True)
-    saved = load_state(output / STATE, run.identity, device)
-    if saved is not None:
-        run.restore(saved)
-    truncate_records(output / CURVE, run.step)
-    # Policy and scheduler have their own sections in a checkpoint.
-    where_from = {"settings": run.identity["settings"], "data": run.identity["data"], **(provenance or {})}
-    bar = tqdm(
-        total=train_config.max_steps,
-        initial=run.step,
-        desc=f"train {policy_config.task}".strip(),
-        unit="step",
-        disable=not progress,
+    processes = join_processes(torch.device(device), unused=policy_config.conditioning == "local")
+    shown = partial(
+        tqdm,
+        disable=not (progress and processes.writes),
         # In a log file a line a minute is enough.
         mininterval=0.5 if sys.stderr.isatty() else 60.0,
         dynamic_ncols=True,
     )
-    with bar:
+    loading = ImageLoading() if images is None else images
+    run = prepare_run(
+        episodes, validation, policy_config, scheduler_config, train_config, processes, loading,
+        progress=partial(shown, desc="images into memory", unit="piece"),
+    )  # fmt: skip
+    if processes.writes:
+        if overwrite:
+            _remove_run(output)
+        output.mkdir(parents=True, exist_ok=True)
+    processes.wait()
+    saved = load_state(output / STATE, run.identity, processes.device)
+    if saved is not None:
+        run.restore(saved)
+    processes.wait()  # nobody writes before all have read
+    if processes.writes:
+        truncate_records(output / CURVE, run.step)
+    # Policy and scheduler have their own sections in a checkpoint.
+    where_from = {"settings": run.identity["settings"], "data": run.identity["data"], **(provenance or {})}
+    title = f"train {policy_config.task}".strip()
+    with shown(total=train_config.max_steps, initial=run.step, desc=title, unit="step") as bar:
         _loop(run, output, bar, storage_dtype, where_from)
-    save_policy(run.policy(), output / POLICY, storage_dtype=storage_dtype, training=_done(where_from, run))
-    plot_curves(read_records(output / CURVE), output / PLOT)
+    if processes.writes:
+        save_policy(run.policy(), output / POLICY, storage_dtype=storage_dtype, training=_done(where_from, run))
+        plot_curves(read_records(output / CURVE), output / PLOT)
+    processes.wait()
     # Read back: the policy is what the stored weights say.
-    return load_native(output / POLICY, device)
+    return load_native(output / POLICY, processes.device)
 
 
 def _loop(run: TrainingRun, output: Path, bar: Any, storage_dtype: str, provenance: dict[str, Any]) -> None:
-    config = run.train_config
+    config, writes = run.train_config, run.processes.writes
     losses: list[Tensor] = []
     while run.step < config.max_steps:
         lr = run.lr
@@ -107,22 +123,28 @@ def _loop(run: TrainingRun, output: Path, bar: Any, storage_dtype: str, provenan
         checkpoint = run.step % config.checkpoint_every == 0 or last
         # A point at every checkpoint: no loss that is not finite gets saved, and no point of the curve spans a resume.
         if run.step % config.log_every == 0 or checkpoint:
-            record: dict[str, Any] = {"step": run.step, "train_loss": float(torch.stack(losses).mean()), "lr": lr}
+            loss = float(run.processes.mean(torch.stack(losses).mean()))
             losses = []
-            if not record["train_loss"] < float("inf"):
+            if not loss < float("inf"):
                 raise TrainingError(f"the loss is not finite at step {run.step}: try a smaller lr or a grad_clip")
-            if run.step % config.val_every == 0 or last:
-                record["val_loss"] = run.validate()
-            record["wall_s"] = round(run.seconds, 1)
-            append_record(output / CURVE, record)
-            shown = {k: record[k] for k in ("train_loss", "val_loss", "lr") if record.get(k) is not None}
-            bar.set_postfix({k: f"{v:.2e}" for k, v in shown.items()}, refresh=False)
-        if run.step % config.snapshot_every == 0 and not last:
+            if writes:
+                _record(run, output, bar, {"step": run.step, "train_loss": loss, "lr": lr}, last)
+        if run.step % config.snapshot_every == 0 and not last and writes:
             folder = output / SNAPSHOTS / f"step_{run.step:06d}"
             save_policy(run.policy(), folder, storage_dtype=storage_dtype, training=_done(provenance, run))
-        if checkpoint:
+        if checkpoint and writes:
             save_state(run.state(), output / STATE)
             plot_curves(read_records(output / CURVE), output / PLOT)
+
+
+def _record(run: TrainingRun, output: Path, bar: Any, record: dict[str, Any], last: bool) -> None:
+    """A point of the curve, with a validation where one is due."""
+    if run.step % run.train_config.val_every == 0 or last:
+        record["val_loss"] = run.validate()
+    record["wall_s"] = round(run.seconds, 1)
+    append_record(output / CURVE, record)
+    shown = {k: record[k] for k in ("train_loss", "val_loss", "lr") if record.get(k) is not None}
+    bar.set_postfix({k: f"{v:.2e}" for k, v in shown.items()}, refresh=False)
 
 
 def _remove_run(output: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -37,19 +37,29 @@ def prediction_target(x0: Tensor, noise: Tensor, t: Tensor, abar: Tensor, predic
     raise ValueError(f"prediction_type must be epsilon, sample or v_prediction; got '{prediction_type}'")
 
 
-def denoising_loss(
-    network: Callable[[Tensor, Tensor, Tensor], Tensor], batch: Batch, abar: Tensor, prediction_type: str
-) -> Tensor:
-    """Mean squared error of the prediction over rows, steps and dimensions: a scalar."""
+def denoising_loss(model: Callable[..., Tensor], batch: Batch, abar: Tensor, prediction_type: str) -> Tensor:
+    """Mean squared error of the prediction over rows, steps and dimensions: a scalar.
+
+    What is known of a plan is shown to the model as it is, and its error counts 0 (diffusion_policy's mask).
+
+    Args:
+        model: called with (x_t, t, condition), with cameras also with the batch's images and crops.
+    """
     x_t = add_noise(batch.x0, batch.noise, batch.t, abar)
     target = prediction_target(batch.x0, batch.noise, batch.t, abar, prediction_type)
-    return functional.mse_loss(network(x_t, batch.t, batch.condition), target)
+    seen = (batch.images, batch.crops) if batch.images else ()
+    if batch.known is None:
+        return functional.mse_loss(model(x_t, batch.t, batch.condition, *seen).to(torch.float32), target)
+    x_t = torch.where(batch.known, batch.x0, x_t)
+    error = model(x_t, batch.t, batch.condition, *seen).to(torch.float32) - target
+    return error.square().masked_fill(batch.known, 0.0).mean()
 
 
 @torch.no_grad()
-def mean_loss(
-    network: Callable[[Tensor, Tensor, Tensor], Tensor], batches: list[Batch], abar: Tensor, prediction_type: str
-) -> float:
+def mean_loss(model: Callable[..., Tensor], batches: Iterable[Batch], abar: Tensor, prediction_type: str) -> float:
     """The loss over several batches, weighted by their rows."""
-    total = sum(float(denoising_loss(network, b, abar, prediction_type)) * len(b.t) for b in batches)
-    return total / sum(len(b.t) for b in batches)
+    total, rows = 0.0, 0
+    for batch in batches:
+        total += float(denoising_loss(model, batch, abar, prediction_type)) * len(batch.t)
+        rows += len(batch.t)
+    return total / rows

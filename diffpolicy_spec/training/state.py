@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ class TrainingState:
         identity: what makes it this run and no other: settings and the data's fingerprint, plain data.
         step: optimiser steps made.
         network: the state dict being trained.
-        ema: averaged parameters, in the order of `network.parameters()`.
+        ema: averaged parameters, in the order of the network's, then the encoder's.
         optimizer: the optimiser's state dict.
         wall_s: seconds of training so far, over all parts of the run.
+        encoder: the image encoder's state dict; {} without cameras.
     """
 
     identity: Mapping[str, Any]
@@ -41,6 +42,7 @@ class TrainingState:
     ema: list[Tensor]
     optimizer: dict[str, Any]
     wall_s: float
+    encoder: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_state(state: TrainingState, path: Path) -> None:

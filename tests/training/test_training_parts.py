@@ -13,10 +13,11 @@ from diffpolicy_spec.data import Episode
 from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits
 from diffpolicy_spec.schedule import training_abar
 from diffpolicy_spec.training import TrainConfig
-from diffpolicy_spec.training.batches import Batches, fit_normalizer, normalize_sequences
+from diffpolicy_spec.training.batches import Batches, TrainingData, fit_normalizer, prepare
 from diffpolicy_spec.training.curves import append_record, plot_curves, read_records, truncate_records
 from diffpolicy_spec.training.objective import add_noise, prediction_target
 from diffpolicy_spec.training.optim import Ema, cosine_lr
+from diffpolicy_spec.training.order import Share
 
 
 def test_learning_rate():
@@ -46,11 +47,10 @@ def test_averaged_weights():
         torch.testing.assert_close(average, torch.full_like(p, expected))
 
 
-def batches(seed=0, count=50, size=8):
+def batches(seed=0, count=50, size=8, share=None):
     rows = torch.arange(count, dtype=torch.float32)
-    return Batches(
-        rows[:, None].repeat(1, 3), rows[:, None, None].repeat(1, 4, 2), batch_size=size, num_timesteps=100, seed=seed
-    )
+    data = TrainingData(rows[:, None].repeat(1, 3), rows[:, None, None].repeat(1, 4, 2), None, rows[:, None].long())
+    return Batches(data, batch_size=size, num_timesteps=100, seed=seed, share=share)
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
@@ -64,9 +64,19 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert not torch.equal(batches(seed=1).at(3).noise, run.at(3).noise)
 
 
+def test_processes_share_a_batch():
+    """Together they have the batch of one process, to the last crop."""
+    whole = batches().at(5)
+    parts = [batches(share=Share(rank, 4)).at(5) for rank in range(4)]
+    for name in ("condition", "x0", "noise", "t", "frames"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    assert [seed for part in parts for seed in part.crops] == whole.crops
+    assert len(set(whole.crops)) == 8
+
+
 def test_an_epoch_visits_every_sequence_once():
     run = batches(count=48)
-    assert run.steps_per_epoch == 6
+    assert run.order.steps_per_epoch == 6
     orders = [torch.cat([run.at(epoch * 6 + i).condition[:, 0] for i in range(6)]) for epoch in range(2)]
     for order in orders:
         assert sorted(order.tolist()) == list(range(48))
@@ -110,12 +120,13 @@ def test_sequences_are_normalised_key_by_key():
     normalizer = LinearNormalizer(
         {key: fit_limits(rng.normal(size=(9, d))) for key, d in {**dims, "action": 3}.items()}
     )
-    data = Sequences(torch.randn(4, 2, 3), torch.randn(4, 16, 3))
-    condition, x0 = normalize_sequences(data, dims, normalizer)
+    sequences = Sequences(torch.randn(4, 2, 3), torch.randn(4, 16, 3), torch.zeros(4, 2, dtype=torch.long))
+    data = prepare(sequences, tiny_config(obs_dims=dims, action_dim=3, action_repr="raw"), normalizer)
+    condition, x0 = data.condition, data.x0
     assert condition.shape == (4, 6)
-    torch.testing.assert_close(condition[:, 3:5], normalizer.normalize("b", data.obs[:, 1, :2]))
-    torch.testing.assert_close(condition[:, 2:3], normalizer.normalize("a", data.obs[:, 0, 2:]))
-    torch.testing.assert_close(x0, normalizer.normalize("action", data.actions))
+    torch.testing.assert_close(condition[:, 3:5], normalizer.normalize("b", sequences.obs[:, 1, :2]))
+    torch.testing.assert_close(condition[:, 2:3], normalizer.normalize("a", sequences.obs[:, 0, 2:]))
+    torch.testing.assert_close(x0, normalizer.normalize("action", sequences.actions))
 
 
 def test_rotations_of_actions_are_not_scaled():
