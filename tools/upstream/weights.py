@@ -101,7 +101,7 @@ def fit_readout(
 
 
 @torch.no_grad()
-def settle(encoder: nn.Module, images: Tensor) -> None:
+def settle(encoder: nn.Module, images: Tensor | dict[str, Tensor]) -> None:
     """Give batch norms the statistics of these images, 4 bits of mantissa each; without them activations would explode."""
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
