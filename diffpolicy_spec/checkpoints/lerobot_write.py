@@ -189,7 +189,8 @@ def _scheduler_settings(policy: DiffusionPolicy) -> dict[str, Any]:
     name = given.get("_class_name", "DDPMScheduler")
     kept = {key: given[key] for key in _PASSED_ON if key in given}
     try:
-        ours = Schedule.from_diffusers(given, steps)
+        # An old release's rounding is no setting: that of the release that LeRobot runs with takes its place.
+        ours = Schedule.from_diffusers({k: v for k, v in given.items() if k != "_diffusers_version"}, steps)
         theirs = Schedule.from_diffusers({**kept, "_class_name": name}, steps)
     except ScheduleError as error:
         raise CheckpointError(f"the policy's chain cannot be written for LeRobot: {error}") from error

@@ -13,6 +13,7 @@ __all__ = ["Observed", "encoder_config", "observed", "scheduler_config"]
 
 _BACKBONES = {"ResNet18Conv": "resnet18", "ResNet50Conv": "resnet50"}
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+_DIFFUSERS = "0.11.1"  # what robomimic requires
 # What these randomizers do to images in training, they do not do in use.
 _TRAINING_ONLY = ("ColorRandomizer", "GaussianNoiseRandomizer")
 
@@ -146,6 +147,7 @@ def scheduler_config(algo: Fields) -> tuple[dict[str, Any], int | None, tuple[st
         steps = chain.integer("num_inference_timesteps", trained, most=trained)
         config: dict[str, Any] = {
             "_class_name": f"{kind.upper()}Scheduler",
+            "_diffusers_version": _DIFFUSERS,
             "num_train_timesteps": trained,
             "beta_schedule": chain.choice("beta_schedule", _BETAS),
             "clip_sample": chain.flag("clip_sample"),
