@@ -161,7 +161,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_file():
-        raise CheckpointError(_describe_file(path))
+        raise CheckpointError(f"{path} is a file; a checkpoint of this package is a folder with {CONFIG} and {MODEL}")
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
     file = path / CONFIG
@@ -181,18 +181,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
         if not isinstance(config.get(name), dict):
             raise CheckpointError(f"{file} lacks the section '{name}'")
     return config
-
-
-def _describe_file(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith((b"PK", b"\x80")):
-        what = "a pickled PyTorch file (a diffusion_policy .ckpt or a robomimic .pth?), which is not read here"
-    elif start == b"\x89HDF":
-        what = "an hdf5 file: a dataset, not a policy"
-    else:
-        what = "a file"
-    return f"{path} is {what}; a checkpoint is a folder with {CONFIG} and {MODEL}"
 
 
 def _stored(network: torch.nn.Module, prefix: str, storage_dtype: str) -> dict[str, Tensor]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.formats import look, read_parts
 from diffpolicy_spec.checkpoints.native import CONFIG, load_native
+from diffpolicy_spec.checkpoints.parts import build_policy
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 
 __all__ = ["SHIPPED", "load_policy", "resolve", "shipped_names"]
@@ -39,12 +41,27 @@ def resolve(path_or_name: str | Path) -> Path:
     raise CheckpointError(f"'{path_or_name}' is neither an existing path nor a shipped policy (shipped: {shipped})")
 
 
-def load_policy(path_or_name: str | Path, device: torch.device | str = "cpu") -> DiffusionPolicy:
-    """Load a policy by the name of a shipped checkpoint ("lift") or from a checkpoint folder.
+def load_policy(
+    path_or_name: str | Path, device: torch.device | str = "cpu", *, weights: str = "auto"
+) -> DiffusionPolicy:
+    """Load a policy: a shipped one by its name ("lift"), or a checkpoint of any format that is read.
+
+    This package's own folders, LeRobot's policy folders, diffusion_policy's .ckpt and robomimic's .pth files; which of
+    them it is is seen from the content. None of these projects is needed, and nothing in a file is run. What was
+    assumed of a foreign checkpoint stands in the policy's `notes`.
 
     A folder in the working directory with a shipped name is reached as "./lift".
 
+    Args:
+        device: where it is put.
+        weights: for files that hold several: "ema_model" (the running average), "model" (those that were trained), or
+            "auto": the average where there is one.
+
     Raises:
-        CheckpointError: no such checkpoint, or one that is damaged or of another format.
+        CheckpointError: no such checkpoint; one that is damaged, of no known format, or that carries code; or a
+            setting that has no counterpart here: the message names it.
     """
-    return load_native(resolve(path_or_name), device)
+    found = look(resolve(path_or_name))
+    if found.format == "native" and weights == "auto":
+        return load_native(found.path, device)
+    return build_policy(read_parts(found, weights), found.path).to(device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffpolicy_spec.checkpoints.archive import Archive, read_record
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.shapes_only import is_left_out
 
 __all__ = ["StoredTensor", "load_tensors"]
 
@@ -55,6 +56,9 @@ def load_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
         total += tensor.numel * tensor.dtype.itemsize
         if total > tensor.archive.size:
             raise CheckpointError(f"{tensor.archive.path} is not read: its tensors are larger than the file")
+        if is_left_out(tensor.numel * tensor.dtype.itemsize):
+            tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            continue
         where = (tensor.archive.path, tensor.key)
         if where not in storages:
             storages[where] = read_record(tensor.archive, tensor.key)

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import pytest
 import torch
@@ -338,29 +337,6 @@ def test_data_types_that_are_not_read(folder, dtype):
     (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + replaced[8:])
     with pytest.raises(CheckpointError, match=r"not read here|not a readable safetensors file"):
         load_policy(folder)
-
-
-def test_other_formats(tmp_path):
-    ckpt = tmp_path / "latest.ckpt"
-    with zipfile.ZipFile(ckpt, "w") as file:
-        file.writestr("archive/data.pkl", b"x")
-    with pytest.raises(CheckpointError, match=r"pickled PyTorch file \(a diffusion_policy \.ckpt"):
-        load_policy(ckpt)
-    lerobot = tmp_path / "lerobot"
-    lerobot.mkdir()
-    (lerobot / "config.json").write_text(json.dumps({"type": "diffusion", "n_obs_steps": 2}))
-    with pytest.raises(CheckpointError, match="LeRobot policy of type 'diffusion'"):
-        load_policy(lerobot)
-    noise = tmp_path / "noise"
-    noise.write_bytes(bytes(range(256)))
-    with pytest.raises(CheckpointError, match="is a file; a checkpoint is a folder"):
-        load_policy(noise)
-    (lerobot / "config.json").write_bytes(bytes(range(256)))
-    with pytest.raises(CheckpointError, match="not valid JSON"):
-        load_policy(lerobot)
-    (lerobot / "config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="not of format"):
-        load_policy(lerobot)
 
 
 def test_unknown_names(tmp_path):
