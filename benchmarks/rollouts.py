@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffpolicy_spec.envs.config import EnvConfig
 from diffpolicy_spec.envs.tasks import get_task
 from diffpolicy_spec.eval.cells import Cell
 from diffpolicy_spec.eval.processes import Peer
@@ -71,14 +72,15 @@ class Constant:
 
 def constant(task: str) -> Constant:
     """Hold the first episode's first pose, gripper open."""
-    env = make_environment(task, "absolute_rot6d", False)
+    env = make_environment(EnvConfig(task, "absolute_rot6d"), False)
     env.reset(seed=SEED)
     poses = [env.unwrapped.eef_pose(arm) for arm in range(len(get_task(task).robots))]
     env.close()
     action = np.concatenate([np.r_[position, matrix[:2].ravel(), -1.0] for position, matrix in poses])
     config = SimpleNamespace(
-        n_obs_steps=OBSERVED, n_action_steps=EXECUTED, obs_keys=tuple(key for key, _ in get_task(task).obs)
-    )
+        n_obs_steps=OBSERVED, first=OBSERVED - 1, n_action_steps=EXECUTED,
+        obs_keys=tuple(key for key, _ in get_task(task).obs),
+    )  # fmt: skip
     return Constant(action, config)
 
 
@@ -113,7 +115,7 @@ def bare(envs: Sequence[Any], action: np.ndarray, seeds: Sequence[int], steps: i
 
 def runner(task: str, policy: Constant, steps: int) -> Callable[[int], tuple[Any, Any]]:
     """In a process: runs the episode of a seed."""
-    world = LocalWorld([make_environment(task, "absolute_rot6d", False)])
+    world = LocalWorld([make_environment(EnvConfig(task, "absolute_rot6d"), False)])
 
     def run(seed: int) -> tuple[Any, Any]:
         recorder = Recorder()
@@ -142,9 +144,9 @@ def measure(task: str, n: int, steps: int, rounds: int, repeats: int) -> dict[st
     """Median rates of n environments, each running `rounds` episodes of `steps` steps; the ways take turns."""
     policy = constant(task)
     seeds = [SEED + i for i in range(n * rounds)]
-    envs = [make_environment(task, "absolute_rot6d", False) for _ in range(n)]
+    envs = [make_environment(EnvConfig(task, "absolute_rot6d"), False) for _ in range(n)]
     local = LocalWorld(envs[:1])
-    world = ProcessWorld(make_environment, task, "absolute_rot6d", False, size=n)
+    world = ProcessWorld(make_environment, EnvConfig(task, "absolute_rot6d"), False, size=n)
     peers = [Peer(runner, task, policy, steps, name="runner") for _ in range(n)]
     names = ["bare", *(["one"] if n == 1 else []), "num_envs", "num_workers"]
     found: dict[str, list[float]] = {name: [] for name in names}

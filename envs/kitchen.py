@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -49,6 +50,7 @@ class KitchenEnv(TaskEnv):
         terminate_on_success: whether an episode ends when all seven are completed.
         horizon: steps until truncation; default: the task's.
         render_size: (height, width) of frames, pixels.
+        obs: the observations that are given; there is one, "observation".
         **kwargs: of gymnasium-robotics' environment: robot_noise_ratio, object_noise_ratio.
 
     Raises:
@@ -64,10 +66,11 @@ class KitchenEnv(TaskEnv):
         terminate_on_success: bool = True,
         horizon: int | None = None,
         render_size: tuple[int, int] = (256, 256),
+        obs: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            get_task(task), render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon
+            get_task(task), render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon, obs=obs
         )
         self.action_space = gym.spaces.Box(-1.0, 1.0, (9,), np.float64)
         self.observation_space = gym.spaces.Dict(self._boxes())
@@ -136,7 +139,7 @@ class KitchenEnv(TaskEnv):
         }
 
     def _observe(self, raw: dict[str, Any]) -> Observation:
-        return {key: np.array(raw[key], dtype=np.float64) for key, _ in self.task.obs}
+        return {key: np.array(raw[key], dtype=np.float64) for key in self.obs}
 
 
 def build_kitchen(task: Task, *, action_repr: str, **kwargs: Any) -> KitchenEnv:

@@ -50,6 +50,11 @@ class PushTEnv(PushTBase):
         super().close()
         self._env.close()
 
+    def _image(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        height, width = size
+        # gym-pusht's own way to an observation; its public one is bound to the size and kind chosen when it is made.
+        return np.asarray(self._env._get_img(self._env._draw(), width=width, height=height), dtype=np.uint8)
+
     def _begin(self, draw: Array) -> None:
         # Given a state, gym-pusht draws nothing itself. It builds a new pymunk space, so nothing of an earlier episode
         # is left but the action that frames show.

@@ -21,6 +21,7 @@ __all__ = [
     "GOAL_POSE",
     "KEYPOINTS",
     "RECTANGLES",
+    "corners",
     "coverage",
     "draws",
     "keypoints",
@@ -69,13 +70,17 @@ def keypoints(pose: ArrayLike) -> Array:
     return KEYPOINTS @ rotation(angle).T + [x, y]
 
 
+def corners(pose: ArrayLike) -> Array:
+    """(8, 2): corners of the bar and then of the stem of a block at `pose`, gym-pusht's environment_state."""
+    x, y, angle = np.asarray(pose, dtype=np.float64)
+    own = np.array([[[a, b], [c, b], [c, d], [a, d]] for a, b, c, d in RECTANGLES]).reshape(8, 2)
+    return own @ rotation(angle).T + [x, y]
+
+
 def polygon(pose: ArrayLike) -> Any:
     """The T at `pose` as a shapely MultiPolygon of its two rectangles."""
     geometry = require("shapely.geometry", extra="pusht")
-    x, y, angle = np.asarray(pose, dtype=np.float64)
-    turn = rotation(angle).T
-    corners = [np.array([[a, b], [c, b], [c, d], [a, d]]) @ turn + [x, y] for a, b, c, d in RECTANGLES]
-    return geometry.MultiPolygon([geometry.Polygon(points) for points in corners])
+    return geometry.MultiPolygon([geometry.Polygon(points) for points in corners(pose).reshape(2, 4, 2)])
 
 
 def coverage(pose: ArrayLike) -> float:

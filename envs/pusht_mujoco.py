@@ -44,7 +44,8 @@ class PushTMujocoEnv(PushTBase):
         self._model = self._mujoco.MjModel.from_xml_path(str(_MODEL))
         self._data = self._mujoco.MjData(self._model)
         self._substeps = round(1 / (self.task.control_freq * self._model.opt.timestep))
-        self._renderer = OffscreenRenderer("top", *self.render_size) if self.render_mode else None
+        draws = self.render_mode is not None or self.images
+        self._renderer = OffscreenRenderer("top", *self.render_size) if draws else None
 
     def state(self) -> Array:
         """(5,): agent x, y, block x, y, angle in (-pi, pi], now."""
@@ -59,13 +60,19 @@ class PushTMujocoEnv(PushTBase):
         Raises:
             RenderUnavailable: no offscreen OpenGL on this machine.
         """
-        return None if self._renderer is None else self._renderer.frame(self._model, self._data)
+        if self._renderer is None or self.render_mode is None:
+            return None
+        return self._renderer.frame(self._model, self._data)
 
     def close(self) -> None:
         """Free the renderer; a second call does nothing."""
         super().close()
         if self._renderer is not None:
             self._renderer.close()
+
+    def _image(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        assert self._renderer is not None  # made for images
+        return self._renderer.frame(self._model, self._data, size=size)
 
     def _allows(self, draw: Array) -> bool:
         geometry = require("shapely.geometry", extra="pusht")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
 from diffpolicy_spec.envs.base import Array, Observation, TaskEnv, checked_action
-from diffpolicy_spec.envs.pusht_geometry import coverage, draws, keypoints, unplace
+from diffpolicy_spec.envs.pusht_geometry import corners, coverage, draws, keypoints, unplace
 from diffpolicy_spec.envs.tasks import get_task
 
 __all__ = ["SUCCESS_COVERAGE", "PushTBase"]
@@ -22,7 +24,8 @@ class PushTBase(TaskEnv):
 
     Observation: dict of float64 arrays, the task's keys in the task's order; pixels and rad, see `pusht_geometry`.
     "state" (5,): agent x, y, block x, y, angle in [0, 2 pi). "keypoint" (18,): x, y of the block's nine points;
-    "agent_pos" (2,).
+    "agent_pos" (2,). "corners" (16,): x, y of the corners of the block's bar and stem. With `images`, "image" follows:
+    (H, W, 3) uint8, the window without a mark of the action, as diffusion_policy's image policies see it.
 
     Action (2,): target position of the agent, pixels; 0 to 512 is the window, and nothing is clipped to it.
 
@@ -38,10 +41,12 @@ class PushTBase(TaskEnv):
         terminate_on_success: False lets the episode run on to the horizon.
         horizon: steps until truncation; default: the task's.
         render_size: (height, width) of frames, pixels.
+        obs: low-dimensional observations that are given, in this order; None: the task's `obs`.
+        images: {"image": (height, width)}; diffusion_policy's have 96 x 96 pixels.
 
     Raises:
         UnknownTaskError: no such task.
-        ValueError: another render_mode, or a horizon below 1.
+        ValueError: another render_mode, a horizon below 1, or observations that there are not.
     """
 
     def __init__(
@@ -52,10 +57,15 @@ class PushTBase(TaskEnv):
         terminate_on_success: bool = True,
         horizon: int | None = None,
         render_size: tuple[int, int] = (256, 256),
+        obs: Sequence[str] | None = None,
+        images: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
+        if set(images or ()) - {"image"}:
+            raise ValueError(f"Push-T has one image observation, 'image', not {', '.join(images or ())}")
         super().__init__(
-            get_task(task), render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon
-        )
+            get_task(task), render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon,
+            obs=obs, images=images,
+        )  # fmt: skip
         self.render_size = render_size
         self.action_space = gym.spaces.Box(0.0, 512.0, (2,), np.float64)
         self.observation_space = gym.spaces.Dict(self._boxes())
@@ -129,4 +139,13 @@ class PushTBase(TaskEnv):
             "keypoint": keypoints(state[2:]).ravel(),
             "agent_pos": state[:2].copy(),
         }
-        return {key: values[key] for key, _ in self.task.obs}
+        if "corners" in self.obs:
+            values["corners"] = corners(state[2:]).ravel()
+        out: Observation = {key: values[key] for key in self.obs}
+        if self.images and self.observe_images:
+            out["image"] = self._image(self.images["image"])
+        return out
+
+    @abstractmethod
+    def _image(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """The window now, (*size, 3), without the action."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from diffpolicy_spec.envs.base import Array, Observation, TaskEnv, checked_action
 from diffpolicy_spec.envs.controllers import modern_controllers, with_action_repr
 from diffpolicy_spec.envs.object_layout import OBJECT_LAYOUTS, old_object_layout
-from diffpolicy_spec.envs.rendering import OffscreenRenderer, checked_size
+from diffpolicy_spec.envs.rendering import OffscreenRenderer
 from diffpolicy_spec.envs.suite import load_robosuite
 from diffpolicy_spec.envs.tasks import RobosuiteTask, UnknownTaskError, get_task
 
@@ -32,7 +32,8 @@ class RobosuiteEnv(TaskEnv):
     against it (`eef_pose` gives the site's pose). "object" is robosuite 1.5's "object-state". For Lift it is cube_pos,
     cube_quat (xyzw) and gripper_to_cube_pos = cube_pos - eef_pos; for the others see `object_layout`, which tells
     what robosuite up to 1.4 had there. With `cameras`, "<camera>_image" follows for each: (H, W, 3) uint8, the right
-    way up, as in robomimic's datasets.
+    way up, as in robomimic's datasets; `images` does the same for images of several sizes. `obs` asks for others of
+    the task's low-dimensional observations, e.g. robot0_joint_pos.
 
     Action, 7 numbers per arm: "absolute": position (m, world frame), axis-angle (rad, world frame), gripper (its sign:
     -1 opens, +1 closes); "delta": normalised to [-1, 1], +-5 cm and +-0.5 rad a step in the frame of each robot's own
@@ -51,6 +52,8 @@ class RobosuiteEnv(TaskEnv):
         render_mode: None or "rgb_array".
         cameras: whose images are observed; robomimic's are `get_task(task).image_cameras`.
         image_size: of these images, pixels: one number or (height, width).
+        obs: low-dimensional observations that are given, in this order; None: the task's `obs`.
+        images: "<camera>_image" -> (height, width), besides those of `cameras`.
         terminate_on_success: False lets the episode run on to the horizon (recorders hold the last pose for a while).
         horizon: steps until truncation; default: the task's.
         model_seed: what the model's own randomness is drawn from.
@@ -62,7 +65,7 @@ class RobosuiteEnv(TaskEnv):
     Raises:
         UnknownTaskError: no such task, or not one of robosuite's.
         ControllerError: `env_kwargs` names a controller that is not known.
-        ValueError: another action_repr, render_mode or object_layout; the model has no such camera.
+        ValueError: another action_repr, render_mode or object_layout; there is no such observation or camera.
         ImportError: robosuite is not installed.
     """
 
@@ -76,6 +79,8 @@ class RobosuiteEnv(TaskEnv):
         render_mode: str | None = None,
         cameras: Sequence[str] = (),
         image_size: int | tuple[int, int] = 84,
+        obs: Sequence[str] | None = None,
+        images: Mapping[str, tuple[int, int]] | None = None,
         terminate_on_success: bool = True,
         horizon: int | None = None,
         model_seed: int = 0,
@@ -87,25 +92,29 @@ class RobosuiteEnv(TaskEnv):
         row = get_task(task)
         if not isinstance(row, RobosuiteTask):
             raise UnknownTaskError(f"task '{task}' is not simulated by robosuite: use make_env")
-        super().__init__(row, render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon)
+        if isinstance(cameras, str):
+            raise ValueError(f"cameras must be a list of names, got {cameras!r}")
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        images = {**{f"{name}_image": size for name in cameras}, **(images or {})}
+        no_camera = [key for key in images if not key.endswith("_image")]
+        if no_camera:
+            raise ValueError(f"images are named <camera>_image, got {', '.join(no_camera)}")
+        super().__init__(
+            row, render_mode=render_mode, terminate_on_success=terminate_on_success, horizon=horizon, obs=obs,
+            images=images,
+        )  # fmt: skip
         if action_repr not in ("absolute", "delta"):
             raise ValueError(f"action_repr must be 'absolute' or 'delta', got {action_repr!r}")
         if object_layout not in OBJECT_LAYOUTS:
             raise ValueError(f"object_layout must be one of {', '.join(OBJECT_LAYOUTS)}, got {object_layout!r}")
-        if isinstance(cameras, str):
-            raise ValueError(f"cameras must be a list of names, got {cameras!r}")
         self.action_repr = action_repr
-        self.cameras = tuple(cameras)
-        self.image_size = checked_size((image_size, image_size) if isinstance(image_size, int) else image_size)
+        self.cameras = tuple(key.removesuffix("_image") for key in self.images)
         self.object_layout = object_layout
 
         arms = len(self.task.robots)
         low, high = (_ABSOLUTE_LOW, _ABSOLUTE_HIGH) if action_repr == "absolute" else ((-1.0,) * 7, (1.0,) * 7)
         self.action_space = gym.spaces.Box(np.tile(low, arms), np.tile(high, arms), dtype=np.float64)
-        boxes = self._boxes()
-        for name in self.cameras:
-            boxes[f"{name}_image"] = gym.spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
-        self.observation_space = gym.spaces.Dict(boxes)
+        self.observation_space = gym.spaces.Dict(self._boxes())
         self._env_kwargs = _make_kwargs(self.task, action_repr, env_kwargs or {})
         self.metadata = {**TaskEnv.metadata, "render_fps": self._env_kwargs["control_freq"]}
         self._env = load_robosuite().make(
@@ -221,9 +230,9 @@ class RobosuiteEnv(TaskEnv):
         """
         kwargs = {**self._env_kwargs, "use_object_obs": True, "use_camera_obs": False, "reward_shaping": False}
         if self.cameras:
-            height, width = self.image_size
             kwargs |= {"use_camera_obs": True, "camera_names": self.cameras, "camera_depths": False}
-            kwargs |= {"camera_heights": height, "camera_widths": width}
+            for name, sizes in zip(("heights", "widths"), zip(*self.images.values(), strict=True), strict=True):
+                kwargs[f"camera_{name}"] = sizes[0] if len(set(sizes)) == 1 else sizes
         layout = {} if self.object_layout == "1.5" else {"object_layout": self.object_layout}
         args = {
             "env_name": self.task.robosuite_name,
@@ -245,18 +254,20 @@ class RobosuiteEnv(TaskEnv):
         return raw
 
     def _observation(self, raw: dict[str, Any]) -> Observation:
-        out = {}
-        for key, size in self.task.obs:
+        found = {}
+        # The old layout of "object" is made with the gripper's pose, whether that is observed or not.
+        for key, size in {**self.obs, **(dict(self.task.obs) if self.object_layout == "1.4" else {})}.items():
             value = np.array(raw["object-state" if key == "object" else key], dtype=np.float64)
             if value.shape != (size,):
                 raise RuntimeError(f"robosuite gave {key} of shape {value.shape}; the task table says ({size},)")
-            out[key] = value
+            found[key] = value
         if self.object_layout == "1.4":
-            out["object"] = old_object_layout(self.task.name, out)
-        if self._renderer is not None:
+            found["object"] = old_object_layout(self.task.name, found)
+        out: Observation = {key: found[key] for key in self.obs}
+        if self._renderer is not None and self.observe_images:
             sim = self._env.sim
-            for name in self.cameras:
-                out[f"{name}_image"] = self._renderer.frame(sim.model._model, sim.data._data, name, self.image_size)
+            for name, (key, size) in zip(self.cameras, self.images.items(), strict=True):
+                out[key] = self._renderer.frame(sim.model._model, sim.data._data, name, size)
         return out
 
 

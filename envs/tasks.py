@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TASKS", "RobosuiteTask", "Task", "UnknownTaskError", "get_task"]
+__all__ = ["TASKS", "RobosuiteTask", "Task", "UnknownObservationError", "UnknownTaskError", "get_task"]
 
 
 class UnknownTaskError(ValueError):
     """A task name that is not in the table."""
+
+
+class UnknownObservationError(ValueError):
+    """An observation that a task does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,9 @@ class Task:
         extra: the extra of this package that brings its simulator.
         horizon: steps of an episode, as in diffusion_policy's evaluation.
         obs: observation keys and their lengths, in diffusion_policy's order.
+        further: observations that its environment gives when they are asked for.
+        images: of these the images, whose size is chosen; robosuite's have other cameras, too.
+        aliases: what LeRobot calls its observations: (its name, the name here).
         action_reprs: what its actions may be; the first is the default.
         control_freq: actions a second, Hz.
         zero_holds: whether an action of zeros keeps the robot where it is, as velocities do; targets are repeated.
@@ -33,9 +40,24 @@ class Task:
     extra: str
     horizon: int
     obs: tuple[tuple[str, int], ...]
+    further: tuple[tuple[str, int], ...] = ()
+    images: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     action_reprs: tuple[str, ...]
     control_freq: float
     zero_holds: bool = False
+
+    def size_of(self, key: str) -> int:
+        """Length of one of its low-dimensional observations.
+
+        Raises:
+            UnknownObservationError: it has none of this name; the message lists those it has.
+        """
+        sizes = dict(self.obs + self.further)
+        if key not in sizes:
+            known = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+            raise UnknownObservationError(f"task '{self.name}' has no observation {key!r}; it has {known}")
+        return sizes[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +85,14 @@ def _arm(i: int) -> tuple[tuple[str, int], ...]:
     return (f"robot{i}_eef_pos", 3), (f"robot{i}_eef_quat", 4), (f"robot{i}_gripper_qpos", 2)
 
 
+def _joints(i: int) -> tuple[tuple[str, int], ...]:
+    angles = tuple((f"robot{i}_joint_{what}", 7) for what in ("pos", "pos_cos", "pos_sin", "vel"))
+    return (*angles, (f"robot{i}_gripper_qvel", 2))
+
+
 def _robosuite(name: str, short: str, robosuite_name: str, horizon: int, objects: int, arms: int = 1) -> RobosuiteTask:
+    over = ("agentview",) if arms == 1 else tuple(f"shouldercamera{i}" for i in range(arms))
+    cameras = tuple(camera for i in range(arms) for camera in (over[i], f"robot{i}_eye_in_hand"))
     return RobosuiteTask(
         name=name,
         env_id=f"diffpolicy_spec/{short}-v0",
@@ -71,10 +100,11 @@ def _robosuite(name: str, short: str, robosuite_name: str, horizon: int, objects
         robots=("Panda",) * arms,
         horizon=horizon,
         obs=(("object", objects), *(pair for i in range(arms) for pair in _arm(i))),
-        camera="agentview" if arms == 1 else "shouldercamera0",
-        image_cameras=("agentview", "robot0_eye_in_hand")
-        if arms == 1
-        else tuple(camera for i in range(arms) for camera in (f"shouldercamera{i}", f"robot{i}_eye_in_hand")),
+        further=tuple(pair for i in range(arms) for pair in _joints(i)),
+        camera=over[0],
+        image_cameras=cameras,
+        images=tuple(f"{camera}_image" for camera in cameras),
+        aliases=tuple((f"observation.images.{camera}", f"{camera}_image") for camera in cameras),
     )
 
 
@@ -86,6 +116,13 @@ def _pusht(name: str, short: str, module: str, obs: tuple[tuple[str, int], ...])
         extra="pusht",
         horizon=300,
         obs=obs,
+        further=tuple(pair for pair in _PUSHT_ALL if pair not in obs),
+        images=("image",),
+        aliases=(
+            ("observation.state", "agent_pos"),
+            ("observation.environment_state", "corners"),
+            ("observation.image", "image"),
+        ),
         action_reprs=("raw",),
         control_freq=10,
     )
@@ -93,6 +130,7 @@ def _pusht(name: str, short: str, module: str, obs: tuple[tuple[str, int], ...])
 
 _PUSHT_STATE = (("state", 5),)  # agent x, y, block x, y, angle
 _PUSHT_KEYPOINTS = (("keypoint", 18), ("agent_pos", 2))  # x, y of nine points of the block; agent x, y
+_PUSHT_ALL = (*_PUSHT_STATE, *_PUSHT_KEYPOINTS, ("corners", 16))  # corners: x, y of the block's, as gym-pusht's
 
 
 TASKS: dict[str, Task] = {

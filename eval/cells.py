@@ -8,7 +8,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["Cell"]
+__all__ = ["Cell", "fingerprint_of"]
+
+
+def fingerprint_of(policy: Any) -> str:
+    """16 hex digits of the tensors that a policy's chunks depend on, see `choice.fingerprint`.
+
+    Policies of this package without cameras are known by their network and what is stored for speculation alone: so
+    stores have it. Of others the encoder and the statistics count as well.
+    """
+    from diffpolicy_spec.choice.fingerprint import fingerprint
+
+    tensors = dict(policy.speculation or {})
+    if policy.encoder is not None or policy.origin:
+        tensors |= {f"normalizer.{name}": value for name, value in policy.normalizer.state_dict().items()}
+    if policy.encoder is not None:
+        tensors |= {f"encoder.{name}": value for name, value in policy.encoder.state_dict().items()}
+    return fingerprint(policy.network, tensors)
 
 
 @dataclass(frozen=True)
@@ -18,7 +34,7 @@ class Cell:
     Attributes:
         task: name in the task table.
         policy: how the policy was named; a label only.
-        policy_fingerprint: of its weights, see `choice.fingerprint`.
+        policy_fingerprint: of its weights, see `fingerprint_of`.
         sampler: the sampler's name, the same for the same settings in one report.
         sampler_config: its `SamplerConfig` as plain data.
         runtime: the `RuntimeConfig` it runs in, as plain data.
@@ -35,6 +51,7 @@ class Cell:
         control_hz: steps a second of the world that does not wait; None in lockstep.
         latency: "measured", or the milliseconds each chunk is said to take; None in lockstep.
         meanwhile: what the robot does while it waits: "continue" the old chunk or "hold"; None in lockstep.
+        environment: what differs from the task's own, see `EnvConfig.changes`; None: nothing.
     """
 
     task: str
@@ -56,6 +73,7 @@ class Cell:
     control_hz: float | None = None
     latency: str | float | None = None
     meanwhile: str | None = None
+    environment: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timesteps", tuple(int(t) for t in self.timesteps))
@@ -78,8 +96,11 @@ class Cell:
         return f"{self.sampler} at {self.control_hz:g} Hz{latency}{holds}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**asdict(self), "timesteps": list(self.timesteps)}
+        """Plain data for JSON; `environment` only where it says something, as stores before it had it."""
+        data = {**asdict(self), "timesteps": list(self.timesteps)}
+        if self.environment is None:
+            del data["environment"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Cell:
@@ -89,6 +110,7 @@ class Cell:
             ValueError: names that are missing or unknown.
         """
         known = {f.name for f in fields(cls)}
-        if set(data) != known:
-            raise ValueError(f"not a cell: missing {sorted(known - set(data))}, unknown {sorted(set(data) - known)}")
+        missing, unknown = sorted(known - set(data) - {"environment"}), sorted(set(data) - known)
+        if missing or unknown:
+            raise ValueError(f"not a cell: missing {missing}, unknown {unknown}")
         return cls(**data)

@@ -44,7 +44,7 @@ def call_policy(
     Args:
         policy: a `DiffusionPolicy`.
         sampler: a `BoundSampler` of it.
-        histories: B of To observations {key: (d,)}, oldest first.
+        histories: B of To observations {key: (d,)}, images (C, H, W) uint8, oldest first.
         generators: B sources of noise.
         previous_plans: B of (T, Da), normalised; None where there is none yet.
 
@@ -144,7 +144,7 @@ def run_episodes(
     an environment whose episode has ended takes the next seed. An episode's initial state and noise are functions of
     its seed, so neither the order of the seeds nor the number of environments changes its law; with another batch size
     the last bits of the network may differ. As in diffusion_policy, the policy sees the last To observations (the
-    first one repeated before the episode) and executes actions To-1 ... To-1+Ta-1 of its plan.
+    first one repeated before the episode) and executes Ta actions of its plan, beginning with `policy.config.first`.
 
     An episode whose environment's process dies begins anew, at most three times.
 
@@ -195,7 +195,7 @@ def run_episodes(
         plans = output.action_pred.detach().cpu().numpy()
         slices: dict[int, np.ndarray] = {}
         for n, (i, episode) in enumerate(running.items()):
-            chunk = plans[n, policy.config.n_obs_steps - 1 :]
+            chunk = plans[n, policy.config.first :]
             due = pace.due(episode, chunk, policy.config.n_action_steps, latency_ms)
             timing = {"waited": due.waited, "stale": due.stale, "held": due.held}
             record = replace(records[n], **timing, deadline_missed=due.deadline_missed)

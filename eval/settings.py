@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diffpolicy_spec.device import parse_device
-from diffpolicy_spec.eval.cells import Cell
+from diffpolicy_spec.eval.cells import Cell, fingerprint_of
 from diffpolicy_spec.eval.resolve import (
     check_numbers,
     check_output,
@@ -23,7 +23,7 @@ from diffpolicy_spec.eval.resolve import (
 )
 from diffpolicy_spec.eval.spread import Spread
 from diffpolicy_spec.eval.video import offscreen_backend
-from diffpolicy_spec.eval.workers import Work, Worker, make_environment, renders
+from diffpolicy_spec.eval.workers import Work, Worker, renders
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import BoundSampler, SamplerConfig
@@ -68,7 +68,7 @@ def _bind(policy: Any, sampler: Mapping[str, Any]) -> BoundSampler:
     """Bind a sampler to the policy, and draw once with a network that says nothing: what does not fit shows now."""
     # An option that is null is the sampler's own choice.
     options = {key: value for key, value in sampler["options"].items() if value is not None}
-    chunk = torch.zeros(1, policy.config.horizon, policy.config.action_dim, device=policy.device)
+    chunk = torch.zeros(1, policy.config.horizon, policy.config.plan_dim, device=policy.device)
     try:
         config = SamplerConfig(sampler["method"], sampler["num_inference_steps"], sampler["eta"], options)
         bound = policy.bind(config)
@@ -81,41 +81,6 @@ def _bind(policy: Any, sampler: Mapping[str, Any]) -> BoundSampler:
 
 def _says_nothing(x: torch.Tensor, t: torch.Tensor, chain: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(x)
-
-
-def _check_fit(policy: Any, env: Any, task: str) -> None:
-    """A policy that the task's environment cannot serve is refused before the first episode."""
-    given = {key: box.shape[0] if len(box.shape) == 1 else box.shape for key, box in env.observation_space.items()}
-    wanted = dict(policy.config.obs_dims)
-    wrong = [f"{key} ({size})" for key, size in wanted.items() if given.get(key) != size]
-    if wrong:
-        there = ", ".join(f"{key} ({size})" for key, size in given.items())
-        raise ValueError(
-            f"the policy observes {', '.join(wrong)}; task '{task}' gives {there}: give a policy of this task"
-        )
-    if env.action_space.shape != (policy.config.action_dim,):
-        raise ValueError(
-            f"the policy's actions have {policy.config.action_dim} dimensions, task '{task}' takes "
-            f"{env.action_space.shape[0]} ({policy.config.action_repr}): give a policy of this task"
-        )
-
-
-def _environment(policy: Any, task: str, video: bool) -> Any:
-    """A task's environment for a policy."""
-    from diffpolicy_spec.envs import RenderUnavailable
-    from diffpolicy_spec.envs.tasks import get_task
-
-    try:
-        return make_environment(task, policy.config.action_repr, video)
-    except ImportError as error:
-        if "pip install" in str(error):
-            raise
-        extra = get_task(task).extra
-        raise ImportError(
-            f"task '{task}' needs its simulator ({error}): pip install 'diffpolicy-spec[{extra}]'"
-        ) from error
-    except RenderUnavailable as error:  # MUJOCO_GL names a library that keeps MuJoCo itself from being imported
-        raise ValueError(str(error)) from error
 
 
 def _choose_video(wanted: bool, notices: list[str]) -> bool:
@@ -135,16 +100,15 @@ def _choose_video(wanted: bool, notices: list[str]) -> bool:
     return True
 
 
-def _cell(policy: Any, name: str, task: str, sampler: str, bound: BoundSampler, runtime: Any, steps: int) -> Cell:
-    from diffpolicy_spec.choice.fingerprint import fingerprint
+def _cell(policy: Any, name: str, env: Any, sampler: str, bound: BoundSampler, runtime: Any, steps: int) -> Cell:
     from diffpolicy_spec.envs.tasks import get_task
 
     schedule, config = bound.schedule, bound.config
     full_chain = schedule.kind == "ddpm" and schedule.num_steps == schedule.num_train_timesteps
     return Cell(
-        task=task,
+        task=env.task,
         policy=name,
-        policy_fingerprint=fingerprint(policy.network, policy.speculation),
+        policy_fingerprint=fingerprint_of(policy),
         sampler=sampler,
         sampler_config=_plain(asdict(config)),
         runtime=_plain(asdict(runtime if config.runtime is None else config.runtime)),
@@ -153,10 +117,11 @@ def _cell(policy: Any, name: str, task: str, sampler: str, bound: BoundSampler, 
         reference=full_chain and config.method == "ddpm",
         reference_steps=schedule.num_train_timesteps,
         timesteps=tuple(schedule.timesteps.tolist()),
-        action_repr=policy.config.action_repr,
+        action_repr=env.action_repr,
         n_action_steps=policy.config.n_action_steps,
-        control_freq=get_task(task).control_freq,
+        control_freq=get_task(env.task).control_freq,
         max_steps=steps,
+        environment=_plain(env.changes),
     )
 
 
@@ -191,6 +156,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     torch.set_num_threads(cfg["num_threads"])  # sampler=auto compares it with what was measured
     from diffpolicy_spec import load_policy
     from diffpolicy_spec.envs.tasks import get_task
+    from diffpolicy_spec.eval.policy_env import check_env, env_config, open_env
 
     policies = {name: load_policy(name, device).use(runtime) for name in dict.fromkeys(names.values())}
     bound = {
@@ -202,9 +168,10 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     for task in tasks:
         policy, name = policies[names[task]], names[task]
         worker.close()
-        env = _environment(policy, task, video)
-        worker.keep(policy, name, device, env, (task, policy.config.action_repr, video))
-        _check_fit(policy, env, task)
+        where = env_config(policy, task, tasks, cfg, notices)
+        env = open_env(where, video)
+        worker.keep(policy, name, device, env, (where, video))
+        check_env(policy, where, env, cfg["seed"])
         unavailable = renders(env, cfg["seed"]) if video else None
         if unavailable is not None:
             notices.append(f"no videos of '{task}': {unavailable}")
@@ -216,11 +183,12 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
         label = task if given == "shipped" else str(given)
         for sampler, pace in product(chosen, paces):
             one = bound[name, sampler["name"]]
-            cell = replace(_cell(policy, label, task, sampler["name"], one, runtime, steps), **pace)
+            cell = replace(_cell(policy, label, where, sampler["name"], one, runtime, steps), **pace)
             works[cell.id] = Work(
                 cell=cell,
                 label=" ".join(([] if len(tasks) == 1 else [task]) + [cell.title]),
                 policy=name,
+                env=where,
                 sampler=one.config,
                 runtime=runtime,
                 device=device,

@@ -101,11 +101,12 @@ def run_lockstep(
     try:
         for cell, group in groupby(jobs, key=lambda job: job.cell):
             work, cell_jobs = works[cell], list(group)
-            wanted = (work.cell.task, work.cell.action_repr, work.video), min(num_envs, len(cell_jobs))
+            looks = worker.policy(work).config.n_obs_steps
+            wanted = (work.env, work.video), min(num_envs, len(cell_jobs)), looks
             if world is None or where != wanted:
                 if world is not None:
                     world.close()
-                world, where = ProcessWorld(make_environment, *wanted[0], size=wanted[1]), wanted
+                world, where = ProcessWorld(make_environment, *wanted[0], size=wanted[1], looks=looks), wanted
             for job in cell_jobs[:1]:
                 listener.dealt(job)
             _lockstep_cell(worker, work, world, cell_jobs, listener)

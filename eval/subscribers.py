@@ -53,7 +53,7 @@ class StepEvent:
         seed: of the episode.
         step: index of the step in the episode.
         action: (Da,) what was executed.
-        observation: what followed.
+        observation: what followed; images only where the policy looks.
         reward: of the step.
         frame: (H, W, 3) uint8, where the episode is filmed; else None.
     """

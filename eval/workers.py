@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from diffpolicy_spec.eval.cells import Cell
+from diffpolicy_spec.eval.cells import Cell, fingerprint_of
 from diffpolicy_spec.eval.errors import Retries, RunError
 from diffpolicy_spec.eval.pacing import Pace, pace_of
 from diffpolicy_spec.eval.processes import DeadPeerError, Peer
@@ -26,6 +26,9 @@ from diffpolicy_spec.eval.video import VideoRecorder, offscreen_backend
 from diffpolicy_spec.eval.worlds import LocalWorld
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
+
+if TYPE_CHECKING:
+    from diffpolicy_spec.envs.config import EnvConfig
 
 __all__ = [
     "Done",
@@ -50,6 +53,7 @@ class Work:
         cell: what is held fixed.
         label: the cell's name in bars and messages.
         policy: a shipped policy's name or an absolute path.
+        env: its environment.
         sampler: its configuration, with everything decided.
         runtime: how the policy runs.
         device: of the policy.
@@ -61,6 +65,7 @@ class Work:
     cell: Cell
     label: str
     policy: str
+    env: EnvConfig
     sampler: SamplerConfig
     runtime: RuntimeConfig
     device: str
@@ -169,14 +174,13 @@ class Worker:
 
     def _load(self, work: Work) -> Any:
         from diffpolicy_spec import load_policy
-        from diffpolicy_spec.choice.fingerprint import fingerprint
 
         if work.policy in self._packed:
             with tempfile.TemporaryDirectory() as folder:
                 policy = load_policy(_unpack(self._packed[work.policy], Path(folder)), work.device)
         else:
             policy = load_policy(work.policy, work.device)
-        found = fingerprint(policy.network, policy.speculation)
+        found = fingerprint_of(policy)
         if found != work.cell.policy_fingerprint:
             raise RunError(
                 f"the policy {work.policy} has other weights here than when the run was prepared ({found}, not "
@@ -186,13 +190,13 @@ class Worker:
 
     def env(self, work: Work) -> Any:
         """The environment of a cell."""
-        key = (work.cell.task, work.cell.action_repr, work.video)
+        key = (work.env, work.video)
         if self._env[0] != key:
             self.close()
             self._env = (key, make_environment(*key))
         return self._env[1]
 
-    def keep(self, policy: Any, name: str, device: str, env: Any, made: tuple[str, str, bool]) -> None:
+    def keep(self, policy: Any, name: str, device: str, env: Any, made: tuple[EnvConfig, bool]) -> None:
         """Use what is there already: the policy `name` on a device, and what `make_environment(*made)` made."""
         self._policy, self._env, self._warm = ((name, device), policy), (made, env), None
 
@@ -202,7 +206,7 @@ class Worker:
         torch.set_num_threads(work.num_threads)
         policy, env = self.policy(work), self.env(work)
         sampler = policy.bind(work.sampler)
-        world = LocalWorld([env])
+        world = LocalWorld([env], looks=policy.config.n_obs_steps)
         if self._warm != job.cell:
             warm_up(policy, sampler, world, job.seed, work.warmup_calls)
             self._warm = job.cell
@@ -240,15 +244,14 @@ class Worker:
         return self._films[1]
 
 
-def make_environment(task: str, action_repr: str, video: bool) -> Any:
-    """The environment of a task, with frames where wanted and possible."""
-    if video and "MUJOCO_GL" not in os.environ:
+def make_environment(config: EnvConfig, video: bool) -> Any:
+    """An environment, with frames where wanted and possible."""
+    images = config.names is not None and config.names.images
+    if (video or images) and "MUJOCO_GL" not in os.environ:
         backend = offscreen_backend()  # to be chosen before MuJoCo is imported
         if backend is not None:
             os.environ["MUJOCO_GL"] = backend
-    from diffpolicy_spec.envs import make_env
-
-    return make_env(task, action_repr=action_repr, render_mode="rgb_array" if video else None)
+    return config.make(render_mode="rgb_array" if video else None)
 
 
 def pace(work: Work) -> Pace:

@@ -47,7 +47,7 @@ class Executed:
     """A slice of n actions, or as many as there were before the episode ended, was executed.
 
     Attributes:
-        observations: n, one after each action.
+        observations: n, one after each action; images only where the policy looks.
         rewards: n.
         success: whether any of these steps solved the task.
         done: whether the environment ended the episode.
@@ -89,11 +89,12 @@ class World(Protocol):
         """Free the environments."""
 
 
-def _execute(env: Any, actions: np.ndarray, film: bool) -> Executed:
+def _execute(env: Any, actions: np.ndarray, film: bool, looks: int | None) -> Executed:
     observations, rewards, frames = [], [], []
     success = done = False
     info: Mapping[str, Any] = {}
-    for action in actions:
+    for n, action in enumerate(actions):
+        _look(env, looks is None or len(actions) - n <= looks)
         observation, reward, terminated, truncated, info = env.step(action)
         observations.append(observation)
         rewards.append(float(reward))
@@ -107,15 +108,24 @@ def _execute(env: Any, actions: np.ndarray, film: bool) -> Executed:
     return Executed(tuple(observations), tuple(rewards), success, done, metrics, tuple(frames))
 
 
+def _look(env: Any, images: bool) -> None:
+    """Tell an environment that draws images, see `MappedObservations.look`, whether the next ones are wanted."""
+    look = getattr(env, "look", None)
+    if look is not None:
+        look(images)
+
+
 class LocalWorld:
     """Environments of this process; several take turns.
 
     Args:
         envs: gymnasium environments of one task, with `info["success"]`.
+        looks: the last observations of a slice that are looked at, To of the policy: only these have images. None: all.
     """
 
-    def __init__(self, envs: Sequence[Any]) -> None:
+    def __init__(self, envs: Sequence[Any], *, looks: int | None = None) -> None:
         self.envs = tuple(envs)
+        self._looks = looks
         self._film = [False] * len(self.envs)
 
     def __len__(self) -> int:
@@ -124,13 +134,14 @@ class LocalWorld:
     def reset(self, starts: Mapping[int, Start]) -> dict[int, Begun | Lost]:
         begun: dict[int, Begun | Lost] = {}
         for i, start in starts.items():
+            _look(self.envs[i], True)
             observation, _ = self.envs[i].reset(seed=start.seed)
             self._film[i] = start.film
             begun[i] = Begun(observation, self.envs[i].render() if start.film else None)
         return begun
 
     def execute(self, actions: Mapping[int, np.ndarray]) -> dict[int, Executed | Lost]:
-        return {i: _execute(self.envs[i], slice_, self._film[i]) for i, slice_ in actions.items()}
+        return {i: _execute(self.envs[i], slice_, self._film[i], self._looks) for i, slice_ in actions.items()}
 
     def close(self) -> None:
         for env in self.envs:
@@ -144,14 +155,15 @@ class ProcessWorld:
         make: module-level function that makes an environment, called as make(*args) in each process.
         args: of `make`, picklable.
         size: environments.
+        looks: see `LocalWorld`.
     """
 
-    def __init__(self, make: Callable[..., Any], *args: Any, size: int) -> None:
-        self._make, self._args = make, args
+    def __init__(self, make: Callable[..., Any], *args: Any, size: int, looks: int | None = None) -> None:
+        self._make, self._args, self._looks = make, args, looks
         self.peers = [self._start(i) for i in range(size)]
 
     def _start(self, i: int) -> Peer:
-        return Peer(_environment, self._make, self._args, name=f"environment {i}")
+        return Peer(_environment, self._make, self._args, self._looks, name=f"environment {i}")
 
     def __len__(self) -> int:
         return len(self.peers)
@@ -184,9 +196,11 @@ class ProcessWorld:
             peer.kill()
 
 
-def _environment(make: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[tuple[str, Any]], Any]:
+def _environment(
+    make: Callable[..., Any], args: tuple[Any, ...], looks: int | None
+) -> Callable[[tuple[str, Any]], Any]:
     """In the process: an environment behind requests ("reset", Start) and ("execute", actions)."""
-    world = LocalWorld([make(*args)])
+    world = LocalWorld([make(*args)], looks=looks)
 
     def answer(request: tuple[str, Any]) -> Any:
         what, argument = request

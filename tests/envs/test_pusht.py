@@ -255,3 +255,29 @@ def test_rows_and_configs_agree():
         assert (cfg["action_repr"],) == row.action_reprs
         with make_env(name) as env:
             assert env.action_space.shape == (cfg["action_dim"],)
+
+
+def test_corners_are_gym_pushts_environment_state():
+    env = make_env("pusht", obs=("corners", "agent_pos"))
+    theirs = env.unwrapped._env
+    for seed in (1, 2):
+        observation, _ = env.reset(seed=seed)
+        expected = theirs.get_keypoints(theirs._block_shapes).ravel()
+        np.testing.assert_allclose(observation["corners"], expected, atol=1e-9)
+    env.close()
+
+
+def test_images_are_gym_pushts_pixels():
+    env = make_env("pusht", images={"image": (96, 96)})
+    env.reset(seed=3)
+    observation = env.step(np.array([300.0, 200.0]))[0]
+    theirs = env.unwrapped._env
+    theirs.obs_type = "pixels"  # at its own 96 x 96 pixels, without the mark of the action
+    np.testing.assert_array_equal(observation["image"], theirs.get_obs())
+    assert observation["image"].std() > 10
+    assert env.observation_space.contains(observation)
+    env.close()
+    with pytest.raises(ValueError, match="one image observation, 'image', not front"):
+        make_env("pusht", images={"front": (96, 96)})
+    with pytest.raises(ValueError, match=r"task 'pusht' has no observation 'pose'; it has state \(5\), keypoint"):
+        make_env("pusht", obs=("pose",))

@@ -33,8 +33,8 @@ def robosuite_env(env):
             has_renderer=False,
             renderer="mujoco",
             camera_names=list(base.cameras),
-            camera_heights=base.image_size[0],
-            camera_widths=base.image_size[1],
+            camera_heights=[height for height, _ in base.images.values()],
+            camera_widths=[width for _, width in base.images.values()],
             hard_reset=False,
             seed=0,
         )

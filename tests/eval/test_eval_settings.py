@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny_policy import tiny_policy
 
-from diffpolicy_spec.eval import settings as settings_module
+from diffpolicy_spec.eval import policy_env
 from diffpolicy_spec.eval.resolve import known_samplers, resolve_policies, resolve_samplers, resolve_tasks
 from diffpolicy_spec.eval.settings import prepare
 from diffpolicy_spec.eval.store import Store, StoreError
@@ -206,7 +206,7 @@ def test_a_task_without_its_simulator_names_the_extra(checkpoint, tmp_path, monk
     def missing(*args):
         raise ImportError("No module named 'robosuite'")
 
-    monkeypatch.setattr(settings_module, "make_environment", missing)
+    monkeypatch.setattr(policy_env, "make_environment", missing)
     with pytest.raises(ImportError, match=r"task 'lift' needs its simulator .*pip install 'diffpolicy-spec\[sim\]'"):
         prepare(tiny(checkpoint, tmp_path))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffpolicy_spec.envs.config import EnvConfig
 from diffpolicy_spec.eval.workers import make_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,7 +26,8 @@ def program():
 
 
 def test_both_do_the_same_in_the_simulator(program, tmp_path):
-    policy, envs = program.constant("lift"), [make_environment("lift", "absolute_rot6d", False) for _ in range(2)]
+    lift = EnvConfig("lift", "absolute_rot6d")
+    policy, envs = program.constant("lift"), [make_environment(lift, False) for _ in range(2)]
     seeds = [program.SEED, program.SEED + 1, program.SEED + 2]
     assert program.bare(envs, policy.action, seeds, 10) == 30
     after_bare = envs[0].unwrapped.sim_state()

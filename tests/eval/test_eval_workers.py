@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from spread_runs import Listener, all_jobs, alone, prepared
 
+from diffpolicy_spec.envs.config import EnvConfig
 from diffpolicy_spec.eval.errors import EpisodeLostError, RunError
 from diffpolicy_spec.eval.processes import DeadPeerError, Peer
 from diffpolicy_spec.eval.rollout import run_episodes
@@ -21,7 +22,7 @@ from diffpolicy_spec.eval.worlds import Begun, Executed, LocalWorld, Lost, Proce
 from diffpolicy_spec.samplers import SamplerConfig
 
 SEEDS = (100000, 100001, 100002)
-ENV = ("lift", "absolute_rot6d", False)
+ENV = (EnvConfig("lift", "absolute_rot6d"), False)
 
 
 @pytest.fixture(scope="module")
