@@ -142,8 +142,7 @@ def chunk(
     fixture.add("noise", {"start": start, "steps": steps})
     fixture.add("expected", {"action": result["action"], "action_pred": result["action_pred"], "plan": plans[0]})
 
-    B, T, D = start.shape
-    x, t = start * 0.75, torch.tensor([61, 3, 40][:B])
+    x, t = start * 0.75, torch.tensor([61, 3, 40][: len(start)])
     cond = condition(policy, features)
     fixture.add("network", {"x": x, "t": t, **cond, "out": policy.model(x, t, **cond)})
 

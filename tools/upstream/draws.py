@@ -14,7 +14,7 @@ __all__ = ["RecordedDraws"]
 class RecordedDraws:
     """While open, torch.randn's numbers are rounded to multiples of 1/32 (they compress) and kept.
 
-    diffusers draws its innovations through torch.randn, too, so that the first draw is the chain's start and the others are
+    diffusers draws its innovations through torch.randn, too: the first draw is the chain's start, the others are
     those of the steps, in order. With `again`, the kept numbers are handed out once more, in another dtype if asked.
     """
 

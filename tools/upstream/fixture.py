@@ -18,7 +18,7 @@ _LIBRARY: list[Any] = []
 
 
 def allow_torchvision() -> None:
-    """torchvision's wheel is built for CUDA: beside a torch for CPUs it wants two operators declared that nobody calls."""
+    """Declare two operators that nobody calls: torchvision's wheel for CUDA wants them beside a torch for CPUs."""
     if not _LIBRARY:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):

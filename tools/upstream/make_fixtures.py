@@ -1,6 +1,6 @@
 """Make tests/fixtures/upstream anew: UPSTREAM=DIR DIR/venv/bin/python tools/upstream/make_fixtures.py [name ...]
 
-DIR is what setup.sh made. Each family of policies runs in a process of its own, with the releases that its project pins.
+DIR is what setup.sh made. Each family of policies runs in a process of its own, with the releases its project pins.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def names_of(program: str) -> list[str]:
 
 
 def pack(raw: Path, target: Path) -> int:
-    """Compress what is not JSON, and note size and SHA-256 of every file, unpacked, in meta.json. Returns bytes written."""
+    """Compress what is not JSON; meta.json gets size and SHA-256 of every unpacked file. Returns bytes written."""
     if target.exists():
         shutil.rmtree(target)
     files = {}

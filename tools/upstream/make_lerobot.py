@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from fixture import Fixture
-from lerobot_common import chunk, config, facts, finish, observations, statistics
-
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot_common import chunk, config, facts, finish, observations, statistics
 
 STATE, ENV = "observation.state", "observation.environment_state"
 TOP, WRIST = "observation.images.top", "observation.images.wrist"

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from fixture import Fixture
-from lerobot_common import chunk, config, facts, finish, observations, statistics
-
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+from lerobot_common import chunk, config, facts, finish, observations, statistics
 
 STATE, IMAGE = "observation.state", "observation.image"
 

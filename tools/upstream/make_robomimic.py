@@ -1,7 +1,7 @@
 """Fixtures of robomimic's diffusion policies: its config, data set, statistics, algorithm and `save_model`.
 
-robomimic builds its U-Net with fixed sizes. So that the files are small, all but one fixture were made with other defaults of
-that class's arguments (`meta["unet"]`).
+robomimic builds its U-Net with fixed sizes. So that the files are small, all but one fixture were made with other
+defaults of that class's arguments (`meta["unet"]`).
 """
 
 from __future__ import annotations

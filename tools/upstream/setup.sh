@@ -31,10 +31,10 @@ echo torch==2.13.0 > "$dir/constraints.txt"
 $pip --no-deps torchvision==0.28.0
 # What the diffusion policies of LeRobot 0.4.4, diffusion_policy and robomimic import, within their bounds.
 $pip -c "$dir/constraints.txt" numpy==1.26.4 diffusers==0.35.2 huggingface-hub==0.35.3 datasets==4.1.1 pyarrow==21.0.0 \
-    'pandas<3' safetensors==0.6.2 draccus==0.10.0 einops==0.8.1 gymnasium==1.2.3 'packaging<26' 'setuptools<81' \
-    'deepdiff<9' 'pyserial<4' av==15.1.0 accelerate==1.10.1 jsonlines imageio imageio-ffmpeg termcolor \
-    dill==0.4.0 hydra-core==1.3.2 omegaconf==2.3.0 'zarr<3' 'numcodecs<0.16' h5py six scipy tqdm psutil matplotlib \
-    tensorboard tensorboardX
+    pandas==2.3.3 safetensors==0.8.0 draccus==0.10.0 einops==0.8.1 gymnasium==1.2.3 packaging==25.0 'setuptools<81' \
+    deepdiff==8.6.2 pyserial==3.5 av==15.1.0 accelerate==1.15.0 dill==0.4.0 hydra-core==1.3.2 omegaconf==2.3.0 \
+    zarr==2.18.7 numcodecs==0.15.2 h5py==3.16.0 jsonlines imageio imageio-ffmpeg termcolor six scipy tqdm psutil \
+    matplotlib tensorboard tensorboardX
 $pip --no-deps lerobot==0.4.4
 
 beside() { # folder, packages

@@ -1,7 +1,8 @@
 """Weights with few distinct values, so that a 45 MB ResNet compresses to kilobytes, that still behave like a network's.
 
-Every parameter is one seeded pattern of 1021 values, rolled by its name, times a power of two near 1 / sqrt(fan-in). 1021 is
-prime: the rows of a matrix are different pieces of the pattern, and a channel, layer or camera in another's place shows.
+Every parameter is one seeded pattern of 1021 values, rolled by its name, times a power of two near 1 / sqrt(fan-in).
+1021 is prime: rows of a matrix are different pieces of the pattern, and a channel, layer or camera in another's place
+shows.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def fit_readout(
 ) -> None:
     """Fit the last, linear layer by least squares to what a diffusion model of smooth plans would predict.
 
-    A random network drives every coordinate to the clip range's ends, where errors no longer show. Everything before the
+    A random network drives every coordinate to the clip range's ends, where errors no longer show. What is before the
     last layer stays as it is; the layer's weights are rounded to multiples of 1/256.
 
     Args:
@@ -102,7 +103,7 @@ def fit_readout(
 
 @torch.no_grad()
 def settle(encoder: nn.Module, images: Tensor | dict[str, Tensor]) -> None:
-    """Give batch norms the statistics of these images, 4 bits of mantissa each; without them activations would explode."""
+    """Give batch norms the statistics of these images, 4 bits of mantissa each: without, activations would explode."""
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
         return
