@@ -108,9 +108,11 @@ def _episode(group: Any, where: str, obs_dims: Mapping[str, int], action_repr: s
     for key, dim in obs_dims.items():
         if key not in available:
             raise DataError(f"{where} has no 'obs/{key}'; there are: {', '.join(available) or 'none'}")
-        values = read_hdf5(group["obs"][key], f"{where}: 'obs/{key}'")
-        if values.ndim != 2 or values.shape[1] != dim:
-            raise DataError(f"{where}: 'obs/{key}' has shape {values.shape}, expected (N, {dim})")
+        stored = group["obs"][key]
+        check_dataset(stored, f"{where}: 'obs/{key}'")
+        if stored.ndim != 2 or stored.shape[1] != dim:
+            raise DataError(f"{where}: 'obs/{key}' has shape {stored.shape}, expected (N, {dim})")
+        values = read_hdf5(stored, f"{where}: 'obs/{key}'")
         obs[key] = _numbers(values, where, f"obs/{key}").astype(np.float32)
     actions = convert_actions(read_hdf5(group[action_key], f"{where}: '{action_key}'"), where, action_repr)
     return Episode(where, obs, actions)

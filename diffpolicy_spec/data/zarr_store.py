@@ -5,12 +5,8 @@ Every fault of the store is a DataError, no code in it is run, and nothing is al
 
 from __future__ import annotations
 
-import bz2
-import itertools
-import lzma
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,17 +16,10 @@ from numpy.typing import NDArray
 
 from diffpolicy_spec.data.claims import FREE_BYTES, check_claim
 from diffpolicy_spec.data.errors import DataError
+from diffpolicy_spec.data.zarr_chunks import checked_store
 from diffpolicy_spec.optional import require
 
 __all__ = ["check_array", "open_store", "read_zarr"]
-
-# What may be decompressed before it is known how much there is: unpacked up to a limit. codec -> (data, limit) -> data.
-_BOUNDED: dict[str, Callable[[bytes, int], bytes]] = {
-    "zlib": lambda data, limit: zlib.decompressobj(47).decompress(data, limit),
-    "gzip": lambda data, limit: zlib.decompressobj(47).decompress(data, limit),
-    "bz2": lambda data, limit: bz2.BZ2Decompressor().decompress(data, limit),
-    "lzma": lambda data, limit: lzma.LZMADecompressor().decompress(data, limit),
-}
 
 
 @contextmanager
@@ -49,11 +38,14 @@ def open_store(path: str | Path) -> Iterator[Any]:
         raise FileNotFoundError(f"dataset {path} does not exist: give dataset=PATH of a zarr replay buffer")
     try:
         if path.is_dir():
-            store: Any = str(path)
-        else:
+            store = zarr.storage.LocalStore(path, read_only=True)
+        elif path.is_file():
             _check_zip(path)
             store = zarr.storage.ZipStore(path, mode="r")
-        root = zarr.open_group(store, mode="r")
+        else:
+            raise DataError(f"{path} is neither a file nor a folder")
+        # Without consolidated metadata, from which arrays would be opened past the checks.
+        root = zarr.open_group(checked_store(store), mode="r", use_consolidated=False)
     except (PermissionError, DataError):
         raise
     except Exception as error:  # zarr checks little of its JSON: TypeError, KeyError, RecursionError, OverflowError ...
@@ -77,6 +69,8 @@ def check_array(array: Any, where: str) -> None:
         raise DataError(f"{where} is a group, expected an array")
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where} holds {array.dtype}, expected numbers")
+    if min((*array.shape, *array.chunks), default=0) < 0 or 0 in array.chunks:
+        raise DataError(f"{where} has shape {array.shape} in chunks of {array.chunks}: damaged")
     # numcodecs' "pickle" unpickles what a chunk holds.
     unsafe = [name for name in _codecs(array) if "pickle" in name]
     if unsafe:
@@ -96,7 +90,6 @@ def read_zarr(array: Any, where: str, rows: slice = slice(None)) -> NDArray[Any]
     try:
         if array.ndim == 0:
             return np.asarray(array[()])
-        _check_chunks(array, where, rows)
         return np.asarray(array[rows])
     except DataError:
         raise
@@ -125,50 +118,6 @@ def _codecs(array: Any) -> list[str]:
 
 def _chunk_bytes(array: Any) -> int:
     return int(np.prod(array.chunks, dtype=object)) * array.dtype.itemsize
-
-
-def _check_chunks(array: Any, where: str, rows: slice) -> None:
-    """Raise DataError where a chunk of these rows would unpack to more than a chunk holds and more than is believed."""
-    if getattr(array.metadata, "zarr_format", 3) != 2 or getattr(array.metadata, "compressor", None) is None:
-        return
-    zarr = require("zarr", extra="data")
-    codec, limit = _codecs(array)[-1], max(_chunk_bytes(array), FREE_BYTES)
-    start, stop, _ = rows.indices(array.shape[0])
-    size = array.chunks[0]
-    others = [range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)]
-    prototype = zarr.core.buffer.default_buffer_prototype()
-    for index in itertools.product(range(start // size, -(-stop // size)), *others):
-        key = f"{array.store_path.path}/{array.metadata.encode_chunk_key(index)}"
-        found = zarr.core.sync.sync(array.store_path.store.get(key, prototype))
-        if found is None:  # all of it is the fill value
-            continue
-        if _unpacked(codec, found.to_bytes(), limit) > limit:
-            raise DataError(f"{where}: chunk {index} would unpack to more than {limit / 1e6:,.0f} MB: damaged?")
-
-
-def _unpacked(codec: str, data: bytes, limit: int) -> int:
-    """How many bytes a chunk says, or turns out, to unpack to; counted up to limit + 1."""
-    if codec == "blosc":  # Blosc's header: version, format, flags, size of a number, nbytes, block size, cbytes
-        return int.from_bytes(data[4:8], "little")
-    if codec in _BOUNDED and 1032 * len(data) > limit:
-        try:
-            return len(_BOUNDED[codec](data, limit + 1))
-        except (zlib.error, OSError, lzma.LZMAError):
-            return 0  # the codec itself will say what is wrong
-    if codec == "zstd":
-        return _zstd_size(data)
-    return 0
-
-
-def _zstd_size(data: bytes) -> int:
-    """The content size in a Zstandard frame's header (RFC 8878, 3.1.1.1); 0 where it does not say."""
-    if data[:4] != b"\x28\xb5\x2f\xfd" or len(data) < 6:
-        return 0
-    single, flag = bool(data[4] & 0x20), data[4] >> 6
-    size = (1, 2, 4, 8)[flag] if flag or single else 0
-    begin = 5 + (not single) + (0, 1, 2, 4)[data[4] & 3]
-    value = int.from_bytes(data[begin : begin + size], "little")
-    return value + 256 if size == 2 else value
 
 
 def _one_line(error: Exception) -> str:
