@@ -59,6 +59,10 @@ CASES: dict[str, tuple[str, ...]] = {
         "policy.obs_encoder.share_rgb_model=True", "horizon=8", "n_action_steps=4",
     ),
 }  # fmt: skip
+# Sizes of the published runs, for compare.py.
+PUBLISHED: dict[str, tuple[str, ...]] = {
+    "published_unet_hybrid": ("train_diffusion_unet_hybrid_workspace", "task=lift_image_abs"),
+}
 RESOLVED = ("dp_unet_image_shared",)
 
 
@@ -92,7 +96,7 @@ def fit(cfg: DictConfig) -> LinearNormalizer:
 
 def make(name: str, folder: Path) -> None:
     """Build, save and run one policy."""
-    cfg = compose(*CASES[name], resolved=name in RESOLVED)
+    cfg = compose(*(CASES | PUBLISHED)[name], resolved=name in RESOLVED)
     workspace = Workspace(cfg)
     policy = workspace.finish(fit(cfg))
 
@@ -119,6 +123,6 @@ def make(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in CASES:
+    for name in CASES | PUBLISHED:
         if name in sys.argv[2:]:
             make(name, Path(sys.argv[1]) / name)

@@ -56,6 +56,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "dp_transformer_cond_layers": ("robomimic", (*TRANSFORMER, "policy.model.n_cond_layers=2", "n_obs_steps=3")),
 }  # fmt: skip
+# Sizes of the published runs, for compare.py.
+PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "published_unet_lowdim": ("robomimic", ("train_diffusion_unet_lowdim_workspace", "task=lift_lowdim_abs")),
+    "published_transformer_lowdim": (
+        "robomimic",
+        ("train_diffusion_transformer_lowdim_workspace", "task=lift_lowdim_abs", "horizon=10", "n_obs_steps=2",
+         "n_action_steps=8"),
+    ),
+}  # fmt: skip
 RESOLVED = ("dp_unet_lowdim_steps_only",)
 
 
@@ -75,7 +84,7 @@ def fit(kind: str, obs_dim: int, action_dim: int) -> LinearNormalizer:
 
 def make(name: str, folder: Path) -> None:
     """Build, save and run one policy."""
-    kind, overrides = CASES[name]
+    kind, overrides = (CASES | PUBLISHED)[name]
     cfg = compose(*overrides, resolved=name in RESOLVED)
     workspace = Workspace(cfg)
     policy = workspace.finish(fit(kind, cfg.policy.obs_dim, cfg.policy.action_dim))
@@ -89,6 +98,6 @@ def make(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chosen = [name for name in CASES if name in sys.argv[2:]]
-    for name in chosen:
-        make(name, Path(sys.argv[1]) / name)
+    for name in CASES | PUBLISHED:
+        if name in sys.argv[2:]:
+            make(name, Path(sys.argv[1]) / name)

@@ -31,7 +31,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def names_of(program: str) -> list[str]:
-    """The fixtures that a program makes: the keys of its CASES."""
+    """What a program can make: the keys of its CASES, and those of its PUBLISHED, which begin with "published_"."""
     text = (HERE / program).read_text(encoding="utf-8")
     return re.findall(r'^    "(\w+)": \(', text, flags=re.MULTILINE)
 
@@ -57,17 +57,21 @@ def pack(raw: Path, target: Path) -> int:
     return sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
 
 
-def main(wanted: list[str]) -> None:
+def run(program: str, names: list[str], folder: Path) -> None:
+    """Let a program write these fixtures below `folder`."""
     upstream = Path(os.environ["UPSTREAM"]).resolve()
+    path = os.pathsep.join(str(upstream / name) for name in FAMILIES[program])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "UPSTREAM": str(upstream)}
+    subprocess.run([sys.executable, str(HERE / program), str(folder), *names], env=environment, check=True, cwd=folder)
+
+
+def main(wanted: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for program, beside in FAMILIES.items():
-            names = [n for n in names_of(program) if not wanted or n in wanted]
-            if not names:
-                continue
-            path = os.pathsep.join(str(upstream / name) for name in beside)
-            environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "UPSTREAM": str(upstream)}
-            command = [sys.executable, str(HERE / program), folder, *names]
-            subprocess.run(command, env=environment, check=True, cwd=folder)
+        for program in FAMILIES:
+            known = [n for n in names_of(program) if not n.startswith("published_")]
+            names = [n for n in known if not wanted or n in wanted]
+            if names:
+                run(program, names, Path(folder))
             for name in names:
                 print(f"{name}: {pack(Path(folder) / name, TARGET / name) / 1000:.0f} kB", flush=True)
                 shutil.rmtree(Path(folder) / name)

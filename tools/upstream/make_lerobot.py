@@ -35,11 +35,19 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = {
          "crop_ratio": 0.9, "horizon": 8, "n_action_steps": 4},
     ),
 }  # fmt: skip
+# LeRobot's own sizes, of its Push-T policy, for compare.py.
+PUBLISHED: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = {
+    "published_lerobot_pusht": (
+        {"observation.image": (3, 96, 96), STATE: (2,)},
+        {"crop_shape": (84, 84), "down_dims": (512, 1024, 2048), "diffusion_step_embed_dim": 128,
+         "spatial_softmax_num_keypoints": 32},
+    ),
+}  # fmt: skip
 
 
 def make(name: str, folder: Path) -> None:
     """Build, save and run one policy."""
-    inputs, settings = CASES[name]
+    inputs, settings = (CASES | PUBLISHED)[name]
     cfg = config(inputs, action_dim=7, **settings)
     policy = DiffusionPolicy(cfg)
     finish(policy)
@@ -54,6 +62,6 @@ def make(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in CASES:
+    for name in CASES | PUBLISHED:
         if name in sys.argv[2:]:
             make(name, Path(sys.argv[1]) / name)

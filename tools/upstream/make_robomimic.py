@@ -67,6 +67,10 @@ CASES: dict[str, tuple[dict[str, int], dict[str, tuple[int, int, int]], dict[str
     ),
     "robomimic_full_size": (OBJECT, {}, {**DDIM, "unet": "robomimic's"}),
 }  # fmt: skip
+# robomimic's own sizes, for compare.py.
+PUBLISHED: dict[str, tuple[dict[str, int], dict[str, tuple[int, int, int]], dict[str, Any]]] = {
+    "published_robomimic_lowdim": (OBJECT, {}, {"unet": "robomimic's"}),
+}
 
 
 def observations(
@@ -102,7 +106,7 @@ def write_dataset(path: Path, low_dim: dict[str, int], cameras: dict[str, Any]) 
 
 def make_config(name: str, dataset: Path) -> Any:
     """robomimic's default config of the algorithm with the case's values."""
-    low_dim, cameras, values = CASES[name]
+    low_dim, cameras, values = (CASES | PUBLISHED)[name]
     config = config_factory("diffusion_policy")
     with config.unlocked():
         config.experiment.name = name
@@ -256,7 +260,7 @@ def facts(algo: Any, config: Any, unet: dict[str, Any]) -> dict[str, Any]:
 
 def make(name: str, folder: Path) -> None:
     """Build, save and run one policy, by the steps of robomimic's scripts/train.py."""
-    low_dim, cameras, values = CASES[name]
+    low_dim, cameras, values = (CASES | PUBLISHED)[name]
     unet = {} if "unet" in values else {"down_dims": [16, 32], "diffusion_step_embed_dim": 32}
     folder.mkdir(parents=True, exist_ok=True)
     dataset = folder.with_suffix(".hdf5")
@@ -297,6 +301,6 @@ def make(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in CASES:
+    for name in CASES | PUBLISHED:
         if name in sys.argv[2:]:
             make(name, Path(sys.argv[1]) / name)
