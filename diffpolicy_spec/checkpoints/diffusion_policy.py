@@ -128,7 +128,7 @@ def _normalizer(statistics: Mapping[str, Tensor], config: PolicyConfig, where: s
         fields.setdefault(key, {})[field] = value
     wanted = {key: shape[0] for key, shape in config.image_shapes.items()} | {"action": config.action_dim}
     joined = sum(config.obs_dims.values())
-    split = "obs" not in config.obs_dims and not config.image_shapes and "obs" in fields
+    split = not config.image_shapes and "obs" not in config.obs_dims
     wanted |= {"obs": joined} if split else config.obs_dims
     missing = sorted(set(wanted) - set(fields))
     if missing:
