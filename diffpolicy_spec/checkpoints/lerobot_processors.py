@@ -83,7 +83,7 @@ def _statistics(folder: Path, step: Fields) -> Statistics:
     where = step.where
     if "state_file" in step:
         name = step.text("state_file")
-        if Path(name).name != name or "\\" in name or "\0" in name:
+        if Path(name).name != name or not set(name).isdisjoint("\\\0") or len(name.encode(errors="replace")) > 255:
             raise CheckpointError(f"{step.where} names the file {name[:60]!r}, which is not in the folder")
         where = str(folder / name)
         for full, value in read_tensors(folder / name).items():

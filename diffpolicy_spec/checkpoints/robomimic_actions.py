@@ -48,6 +48,8 @@ def read_actions(train: Fields, stats: Any, dims: int, env_kwargs: Any, where: s
         CheckpointError: statistics are missing or do not fit.
     """
     keys = train.names("action_keys", ["actions"])
+    if not keys or len(set(keys)) < len(keys):
+        raise CheckpointError(f"{train.where}: action_keys must name at least one action, each once; got {keys!r:.200}")
     if stats is None:
         ones, zeros = torch.ones(dims), torch.zeros(dims)
         notes = ("the file has no action_normalization_stats: actions are taken as they are",)
@@ -85,7 +87,8 @@ def inverse_affine(stats: Fields, key: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{stats.where}: scale {scale.shape} and offset {offset.shape} of '{key}' must be (1, D)")
     if not (np.isfinite(scale).all() and np.isfinite(offset).all() and (scale != 0).all()):
         raise CheckpointError(f"{stats.where}: scale of '{key}' must be finite and not zero, offset finite")
-    as_tensor = {"scale": 1 / scale[0], "offset": -offset[0] / scale[0]}
+    with np.errstate(over="ignore"):  # infinity is refused by LinearNormalizer
+        as_tensor = {"scale": 1 / scale[0], "offset": -offset[0] / scale[0]}
     return {name: torch.from_numpy(value).float() for name, value in as_tensor.items()}
 
 

@@ -198,9 +198,10 @@ def test_a_half_precision_step(newer):
         read_lerobot(folder)
 
 
-def test_statistics_outside_of_the_folder(newer):
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..\\secret", "a" * 5000, "a\0b"])
+def test_statistics_outside_of_the_folder(newer, name):
     folder, _ = newer
-    edit(folder / PRE, lambda c: step(c, "normalizer_processor").update(state_file="../secret.safetensors"))
+    edit(folder / PRE, lambda c: step(c, "normalizer_processor").update(state_file=name))
     with pytest.raises(CheckpointError, match="not in the folder"):
         read_lerobot(folder)
 

@@ -123,6 +123,7 @@ CORE = f"{ENCODER}__core_kwargs"
         ({"observation__encoder__low_dim__core_class": "MLP"}, "MLP"),
         ({"observation__encoder__low_dim__obs_randomizer_class": "GaussianNoiseRandomizer"}, "randomizers of vectors"),
         ({"train__action_keys": ["other"]}, "lacks 'other'"),
+        ({"train__action_keys": []}, "at least one action"),
         ({"observation": []}, "must be a mapping"),
     ],
 )
