@@ -121,17 +121,15 @@ def _plan_checkpoint(source: str | Path, target: Path, to: str, storage_dtype: s
         yield Plan(summary, (), tuple(policy.notes), lambda: policy.save(target, storage_dtype=storage_dtype,
                                                                          training=training))  # fmt: skip
         return
-    from diffpolicy_spec.checkpoints.lerobot_write import write_lerobot
+    from diffpolicy_spec.checkpoints.lerobot_write import lerobot_losses, write_lerobot
 
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
     try:
         # Written aside first: what LeRobot cannot hold is known when it has been written.
         told = write_lerobot(policy, fresh / target.name)
-        encoder = policy.config.encoder
-        cropped = "crops are taken at random in use here, from the middle in LeRobot"
-        losses = (cropped,) if encoder is not None and encoder.random_crop_in_use else ()
-        notes = tuple(sentence for sentence in told if sentence != cropped)
+        losses = tuple(lerobot_losses(policy))
+        notes = tuple(sentence for sentence in told if sentence not in losses)
         yield Plan(summary, losses, notes, lambda: _take_place(fresh / target.name, target))
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
