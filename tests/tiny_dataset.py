@@ -8,8 +8,16 @@ import h5py
 import numpy as np
 
 
-def write_dataset(path: Path, lengths: tuple[int, ...] = (20, 25, 18, 22), seed: int = 0) -> Path:
-    """Straight reaches to a cube; the last demonstration is for validation."""
+def write_dataset(
+    path: Path,
+    lengths: tuple[int, ...] = (20, 25, 18, 22),
+    seed: int = 0,
+    cameras: dict[str, tuple[int, int]] | None = None,
+) -> Path:
+    """Straight reaches to a cube; the last demonstration is for validation.
+
+    cameras: name -> (H, W) of its images, of noise: (N, H, W, 3) uint8.
+    """
     rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -26,6 +34,8 @@ def write_dataset(path: Path, lengths: tuple[int, ...] = (20, 25, 18, 22), seed:
             obs["robot0_eef_pos"] = position
             obs["robot0_eef_quat"] = np.tile([[1.0, 0, 0, 0]], (n, 1))
             obs["robot0_gripper_qpos"] = np.tile([[0.04, -0.04]], (n, 1))
+            for camera, size in (cameras or {}).items():
+                obs[camera] = rng.integers(0, 256, (n, *size, 3), dtype=np.uint8)
             group.attrs["num_samples"] = n
         names = [f"demo_{i}" for i in range(len(lengths))]
         mask = file.create_group("mask")

@@ -113,10 +113,15 @@ def certify(
     )  # fmt: skip
 
 
-def describe_checkpoint(folder: Path) -> dict[str, Any]:
-    """Name of a checkpoint folder and the SHA-256 of its files: what exactly was certified."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
-    return {"name": folder.name, "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}}
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Name of a checkpoint, a folder or a file, and the SHA-256 of its files: what exactly was certified."""
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".json", ".safetensors"))
+    return {"name": path.name, "sha256": {file.name: _sha256(file) for file in files}}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _shift(plans: Tensor, steps: int) -> Tensor:

@@ -18,13 +18,15 @@ __all__ = ["ObservationEncoder"]
 
 # Images outside of this by a pixel are taken for a mistake; resampling can leave [0, 1] by less.
 _LOWEST, _HIGHEST = -0.5, 1.5
+# Observations whose images are encoded at once: enough to keep a GPU busy, and no memory for those of a whole data set.
+_AT_ONCE = 32
 
 
 class ObservationEncoder:
     """key -> (B, To, d), camera -> (B, To, C, H, W), to features (B, To, Do), in the order of `config.feature_order`.
 
     Args:
-        encoder: of the images; None without cameras. It runs once a call.
+        encoder: of the images; None without cameras. It runs once a call (of up to 32 observations).
     """
 
     def __init__(self, config: PolicyConfig, normalizer: LinearNormalizer, encoder: ImageEncoder | None = None) -> None:
@@ -59,10 +61,22 @@ class ObservationEncoder:
             joined = self._low_dimensional(values)
             features = dict(zip(self._dims, joined.split(list(self._dims.values()), dim=-1), strict=True))
         assert self._encoder is not None  # the policy has looked
-        images = {camera: values[camera] * scale + offset for camera, (scale, offset) in self._of_image.items()}
-        with torch.no_grad():
-            features |= self._encoder(images, generator)
+        pieces = [self._encoded(self._encoder, values, generator, row) for row in range(0, _batch(values), _AT_ONCE)]
+        features |= {camera: torch.cat([piece[camera] for piece in pieces]) for camera in self._of_image}
         return torch.cat([features[key] for key in self.config.feature_order], dim=-1)
+
+    @torch.no_grad()
+    def _encoded(
+        self, encoder: ImageEncoder, values: Mapping[str, Tensor], generator: Generator, first: int
+    ) -> dict[str, Tensor]:
+        """Features of the cameras, of the observations from `first` on that are encoded at once."""
+        rows = slice(first, first + _AT_ONCE)
+        images = {}
+        for camera, (scale, offset) in self._of_image.items():
+            pixels = values[camera][rows]
+            images[camera] = (pixels / 255 if pixels.dtype == torch.uint8 else pixels) * scale + offset
+        own = generator if generator is None or isinstance(generator, torch.Generator) else generator[rows]
+        return encoder(images, own)
 
     def _low_dimensional(self, values: Mapping[str, Tensor]) -> Tensor:
         x = torch.cat([values[key] for key in self._dims], dim=-1) * self._scale + self._offset
@@ -71,7 +85,7 @@ class ObservationEncoder:
         return x
 
     def _checked(self, obs: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
-        """float32, on the device, of the shapes they should have; images in [0, 1]."""
+        """float32, on the device, of the shapes they should have; images in [0, 1], or uint8."""
         keys, steps = self.config.obs_keys, self.config.n_obs_steps
         if not isinstance(obs, Mapping):
             raise ObservationError(f"observations must be a mapping of {list(keys)}, got {type(obs).__name__}")
@@ -111,6 +125,10 @@ class ObservationEncoder:
         return "observations are not finite"
 
 
+def _batch(values: Mapping[str, Tensor]) -> int:
+    return len(next(iter(values.values())))
+
+
 def _as_tensor(key: str, value: Tensor | np.ndarray) -> Tensor:
     try:
         # Flipped or strided views are fine for numpy but not for torch.
@@ -124,7 +142,7 @@ def _as_tensor(key: str, value: Tensor | np.ndarray) -> Tensor:
 
 def _image(key: str, tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.uint8:
-        return tensor.to(torch.float32) / 255
+        return tensor
     if not tensor.is_floating_point():
         raise ObservationError(f"images '{key}' must be uint8 (0 ... 255) or float in [0, 1], got {tensor.dtype}")
     tensor = tensor.to(torch.float32)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec.calibration import calibrate
-from diffpolicy_spec.checkpoints import load_policy
+from diffpolicy_spec.checkpoints import CheckpointError, load_policy
+from diffpolicy_spec.checkpoints.formats import detect
 from diffpolicy_spec.checkpoints.native import save_speculation
 from diffpolicy_spec.checkpoints.shipped import resolve
 from diffpolicy_spec.choice.choose import choose
@@ -25,36 +26,58 @@ from diffpolicy_spec.choice.record import Choice, with_choice, write_choices
 from diffpolicy_spec.choice.report import sentence, table
 from diffpolicy_spec.choice.runtimes import runtimes
 from diffpolicy_spec.command import command
-from diffpolicy_spec.data import cut_sequences, read_dataset
+from diffpolicy_spec.data import cut_sequences
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.gains import Gains
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
-from diffpolicy_spec.training.moments import draw_moments
+from diffpolicy_spec.training.moments import draw_moments, episodes_for, observe
 
-__all__ = ["draw_conditions", "main", "run"]
+__all__ = ["draw_conditions", "main", "run", "storable"]
 
 _SHOWN = 10  # rows of the printed table
+_AT_ONCE = 256  # moments that are read at a time
 
 
 def draw_conditions(policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int) -> Tensor:
-    """(count, To * Do) conditions of moments drawn from demonstrations, each at most once while there are enough.
+    """(count, C) conditions of moments drawn from demonstrations, each at most once while there are enough.
 
     Raises:
         DataError: the dataset does not have what the policy observes.
+        ConditioningError: the policy is conditioned by inpainting.
     """
     config = policy.config
-    episodes = read_dataset(dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key)
+    episodes = episodes_for(policy, dataset, filter_key)
     sequences = cut_sequences(
-        episodes, config.obs_keys, horizon=config.horizon, n_obs_steps=config.n_obs_steps,
+        episodes, list(config.obs_dims), horizon=config.horizon, n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,
     )  # fmt: skip
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
-    obs = sequences.obs[order[torch.arange(count) % len(order)]]
-    parts = obs.split(list(config.obs_dims.values()), dim=-1)
-    return policy.encode(dict(zip(config.obs_keys, parts, strict=True)))
+    newest = sequences.frames[order[torch.arange(count) % len(order)], -1]
+    ends = torch.tensor([len(episode) for episode in episodes]).cumsum(0)
+    episode = torch.searchsorted(ends, newest, right=True)
+    inside = newest - torch.cat([ends.new_zeros(1), ends])[episode]
+    where = list(zip(episode.tolist(), inside.tolist(), strict=True))
+    pieces = [observe(policy, episodes, where[i : i + _AT_ONCE]) for i in range(0, count, _AT_ONCE)]
+    return torch.cat([policy.encode(piece) for piece in pieces])
+
+
+def storable(checkpoint: str) -> Path:
+    """The folder of a checkpoint, beside which something can be stored.
+
+    Raises:
+        CheckpointError: there is none, or it is another project's.
+    """
+    folder = resolve(checkpoint)
+    kind = detect(folder)
+    if kind != "native":
+        raise CheckpointError(
+            f"{folder} is {kind}'s checkpoint, and what is found for a policy is stored beside one of this package's: "
+            f"dps-convert {folder} outputs/{folder.stem}, and give outputs/{folder.stem} here"
+        )
+    return folder
 
 
 def run(cfg: dict[str, Any]) -> Path:
@@ -68,7 +91,7 @@ def run(cfg: dict[str, Any]) -> Path:
         raise ValueError("give checkpoint=PATH, the folder of a trained policy")
     if not (cfg["gains"] or cfg["choice"]):
         raise ValueError("gains=false and choice=false leave nothing to do")
-    folder, dataset = resolve(cfg["checkpoint"]), Path(cfg["dataset"] or cfg["task"]["dataset"])
+    folder, dataset = storable(cfg["checkpoint"]), Path(cfg["dataset"] or cfg["task"]["dataset"])
     device = parse_device(cfg["device"])
     tried = runtimes(device, cfg["runtimes"], threads=cfg["threads"], dtypes=cfg["dtypes"])
     torch.set_num_threads(int(cfg["num_threads"]))

@@ -9,10 +9,9 @@ import torch
 
 from diffpolicy_spec.checkpoints import load_policy
 from diffpolicy_spec.checkpoints.native import save_speculation
-from diffpolicy_spec.checkpoints.shipped import resolve
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.optional import require
-from diffpolicy_spec.training.calibrate import draw_conditions
+from diffpolicy_spec.training.calibrate import draw_conditions, storable
 from diffpolicy_spec.training.distill import DistillConfig, distill
 
 __all__ = ["train_draft"]
@@ -25,7 +24,7 @@ def train_draft(cfg: dict[str, Any]) -> Path:
         ValueError: settings that do not fit.
         FileNotFoundError: no such checkpoint or dataset.
     """
-    folder, dataset = resolve(cfg["draft"]), Path(cfg["dataset"] or cfg["task"]["dataset"])
+    folder, dataset = storable(cfg["draft"]), Path(cfg["dataset"] or cfg["task"]["dataset"])
     unknown = set(cfg["distill"]) - set(DistillConfig.__dataclass_fields__)
     if unknown:
         raise ValueError(f"distill has no {', '.join(sorted(unknown))}; known: {', '.join(cfg['distill'])}")

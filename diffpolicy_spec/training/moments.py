@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diffpolicy_spec.choice.timing import Moments
 from diffpolicy_spec.data import DataError, Episode, read_dataset
+from diffpolicy_spec.data.frames import FrameTable
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.seeds import hashed_generator
 
-__all__ = ["draw_moments", "moments_of"]
+__all__ = ["draw_moments", "episodes_for", "moments_of", "observe"]
 
 _ORDER, _PLANS = 3, 4  # streams of what is drawn
 
@@ -25,9 +26,20 @@ def draw_moments(policy: DiffusionPolicy, dataset: Path, count: int, filter_key:
     Raises:
         DataError: the dataset does not have what the policy observes.
     """
+    return moments_of(policy, episodes_for(policy, dataset, filter_key), count, seed)
+
+
+def episodes_for(policy: DiffusionPolicy, dataset: Path, filter_key: str | None) -> list[Episode]:
+    """Demonstrations with all that the policy observes; images stay in the file.
+
+    Raises:
+        DataError: the dataset does not have it.
+    """
     config = policy.config
-    episodes = read_dataset(dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key)
-    return moments_of(policy, episodes, count, seed)
+    return read_dataset(
+        dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key,
+        image_shapes=config.image_shapes,
+    )  # fmt: skip
 
 
 def moments_of(policy: DiffusionPolicy, episodes: Sequence[Episode], count: int, seed: int) -> Moments:
@@ -46,18 +58,35 @@ def moments_of(policy: DiffusionPolicy, episodes: Sequence[Episode], count: int,
     order = torch.randperm(len(where), generator=hashed_generator(_ORDER, seed))
     chosen = [where[int(order[i % len(where)])] for i in range(count)]
     earlier = [(e, max(frame - config.n_action_steps, 0)) for e, frame in chosen]
-    plans = policy.predict_action(_observe(policy, episodes, earlier), generator=hashed_generator(_PLANS, seed)).plan
+    plans = policy.predict_action(observe(policy, episodes, earlier), generator=hashed_generator(_PLANS, seed)).plan
     none_before = torch.tensor([frame < config.n_action_steps for _, frame in chosen], device=plans.device)
     plans = plans.masked_fill(none_before[:, None, None], torch.nan)
-    return Moments(_observe(policy, episodes, chosen), plans)
+    return Moments(observe(policy, episodes, chosen), plans)
 
 
-def _observe(
+def observe(
     policy: DiffusionPolicy, episodes: Sequence[Episode], where: Sequence[tuple[int, int]]
 ) -> dict[str, Tensor]:
-    """key -> (n, To, d): the To frames up to each (episode, frame); the first one repeats before it."""
+    """What a policy observes at each (episode, frame): the To frames up to it; the first one repeats before it.
+
+    Returns:
+        key -> (n, To, d) float32, camera -> (n, To, C, H, W) uint8.
+
+    Raises:
+        DataError: images that cannot be read, or episodes without those of a camera.
+    """
     back = np.arange(1 - policy.config.n_obs_steps, 1)
-    return {
-        key: torch.from_numpy(np.stack([episodes[e].obs[key][np.maximum(frame + back, 0)] for e, frame in where]))
-        for key in policy.config.obs_keys
+    frames = [(e, np.maximum(frame + back, 0)) for e, frame in where]
+    obs = {
+        key: torch.from_numpy(np.stack([episodes[e].obs[key][rows] for e, rows in frames]))
+        for key in policy.config.obs_dims
     }
+    begins = np.cumsum([0, *(len(episode) for episode in episodes)])
+    of_all = np.stack([begins[e] + rows for e, rows in frames])
+    for camera in policy.config.image_shapes:
+        blind = next((episode.name for episode in episodes if camera not in episode.images), None)
+        if blind is not None:
+            raise DataError(f"{blind} has no images of '{camera}', which the policy observes")
+        images = FrameTable([episode.images[camera] for episode in episodes]).read(of_all.ravel())
+        obs[camera] = torch.from_numpy(images).unflatten(0, of_all.shape).movedim(-1, 2)
+    return obs
