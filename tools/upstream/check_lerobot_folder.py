@@ -53,6 +53,7 @@ def observations(policy: DiffusionPolicy) -> dict[str, Tensor]:
 @torch.no_grad()
 def check(folder: Path, policy: DiffusionPolicy) -> dict[str, float]:
     """What -> the largest difference between LeRobot with `folder` and `policy`."""
+    policy.scheduler_config.pop("_diffusers_version", None)  # LeRobot's own release rounds the chain
     theirs = Theirs.from_pretrained(folder, strict=True)
     before, after = make_pre_post_processors(theirs.config, pretrained_path=str(folder))
     obs, config, features = observations(policy), policy.config, lerobot_features(policy.config)
@@ -85,7 +86,8 @@ def check(folder: Path, policy: DiffusionPolicy) -> dict[str, float]:
 def in_their_order(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> Tensor:
     """The policy's features, one step's as LeRobot joins them."""
     config = policy.config
-    widths = {**config.obs_dims, **dict.fromkeys(config.image_shapes, config.encoder.feature_dim)}
+    feature = 0 if config.encoder is None else config.encoder.feature_dim
+    widths = {**config.obs_dims, **dict.fromkeys(config.image_shapes, feature)}
     split = policy.features(obs).split([widths[key] for key in config.feature_order], dim=-1)
     parts = dict(zip(config.feature_order, split, strict=True))
     return torch.cat([parts[key] for keys in lerobot_features(config).values() for key in keys], dim=-1)

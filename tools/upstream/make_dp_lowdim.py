@@ -9,8 +9,9 @@ import torch
 from diffusion_policy.common.normalize_util import (
     array_to_stats,
     get_range_normalizer_from_stat,
-    robomimic_abs_action_only_normalizer_from_stat,
 )
+from diffusion_policy.common.normalize_util import robomimic_abs_action_only_dual_arm_normalizer_from_stat as two_arms
+from diffusion_policy.common.normalize_util import robomimic_abs_action_only_normalizer_from_stat as one_arm
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 from dp_common import Workspace, chunk, compose, facts
 from fixture import Fixture
@@ -49,6 +50,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("train_diffusion_unet_ddim_lowdim_workspace", "policy.model.diffusion_step_embed_dim=32", SMALL,
          "task=square_lowdim_abs", "obs_as_global_cond=True"),
     ),
+    "dp_unet_lowdim_two_arms": ("robomimic", (*UNET, "task=transport_lowdim_abs", SMALL)),
     "dp_transformer_lowdim": ("robomimic", TRANSFORMER),
     "dp_transformer_inpaint": (
         "limits",
@@ -75,7 +77,8 @@ def fit(kind: str, obs_dim: int, action_dim: int) -> LinearNormalizer:
     obs[:, -1] = 0.25  # a constant coordinate: its scale is 1
     normalizer = LinearNormalizer()
     if kind == "robomimic":
-        normalizer["action"] = robomimic_abs_action_only_normalizer_from_stat(array_to_stats(action))
+        of_arms = one_arm if action_dim == 10 else two_arms
+        normalizer["action"] = of_arms(array_to_stats(action))
         normalizer["obs"] = get_range_normalizer_from_stat(array_to_stats(obs))
     else:
         normalizer.fit(data={"obs": obs, "action": action}, last_n_dims=1, mode=kind)
