@@ -306,4 +306,7 @@ def _told(policy: DiffusionPolicy, features: dict[str, tuple[str, ...]]) -> list
         told.append(f"the task's name, {config.task}, is not written")
     if policy.speculation is not None or policy.choices:
         told.append("what calibration found for speculation is not written")
+    given = policy.scheduler_config
+    if "_diffusers_version" in given and given.get("_class_name") != "DDIMScheduler":
+        told.append("the chain is rounded as the diffusers that LeRobot runs with does it, not an old release: by 3e-5")
     return [*lerobot_losses(policy), *told]

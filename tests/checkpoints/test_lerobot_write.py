@@ -16,6 +16,7 @@ from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.lerobot import read_lerobot
 from diffpolicy_spec.checkpoints.lerobot_write import lerobot_features, lerobot_losses, write_lerobot
 from diffpolicy_spec.checkpoints.parts import build_policy
+from diffpolicy_spec.checkpoints.robomimic import read_robomimic
 from diffpolicy_spec.noise import draw_noise
 from diffpolicy_spec.policies.config import EncoderConfig, UnetConfig
 from diffpolicy_spec.samplers import SamplerConfig
@@ -126,6 +127,15 @@ def test_there_and_back(name, tmp_path):
     ignored = {"normalization_mapping", "device", "drop_n_last_frames", "spatial_softmax_num_keypoints"}
     differing = {key for key in settings[1] if settings[0][key] != settings[1][key]}
     assert differing <= ignored
+
+
+def test_from_another_project(tmp_path):
+    """robomimic's policy in LeRobot's folder."""
+    path, _, _ = fixture("robomimic_rot6d", tmp_path)
+    policy = build_policy(read_robomimic(path), path)
+    other, told = read_back(policy, tmp_path / "out")
+    check_same(policy, other)
+    assert "3e-5" in told[-1]
 
 
 def test_a_chain_of_fewer_steps_and_ddim(tmp_path):
