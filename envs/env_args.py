@@ -17,7 +17,14 @@ from diffpolicy_spec.envs.suite import load_robosuite
 from diffpolicy_spec.envs.tasks import TASKS, RobosuiteTask
 from diffpolicy_spec.optional import require
 
-__all__ = ["EnvArgsError", "make_env_from_args", "make_env_from_dataset", "modern_env_args", "read_env_args"]
+__all__ = [
+    "EnvArgsError",
+    "make_env_from_args",
+    "make_env_from_dataset",
+    "modern_env_args",
+    "read_env_args",
+    "recorded_action_repr",
+]
 
 # What RobosuiteEnv decides itself: viewers, rewards, ends of episodes, observations, the seed.
 _DECIDED = {
@@ -70,9 +77,8 @@ def make_env_from_args(
     """
     args = modern_env_args(env_args)
     given = args["env_kwargs"]
-    controllers = given["controller_configs"]
     if action_repr is None:
-        action_repr = action_repr_of(controllers if isinstance(controllers, list) else [controllers])
+        action_repr = recorded_action_repr(args)
     if cameras is None:
         names = given.get("camera_names") or () if given.get("use_camera_obs") else ()
         cameras = (names,) if isinstance(names, str) else tuple(names)
@@ -129,6 +135,16 @@ def modern_env_args(env_args: Mapping[str, Any]) -> dict[str, Any]:
     if layout not in OBJECT_LAYOUTS:
         raise EnvArgsError(f"object_layout must be one of {', '.join(OBJECT_LAYOUTS)}, got {layout!r}")
     return {**env_args, "env_name": task.robosuite_name, "env_kwargs": kwargs, "object_layout": layout}
+
+
+def recorded_action_repr(env_args: Mapping[str, Any]) -> str:
+    """What actions mean to the environment that env_args describe: "absolute" or "delta".
+
+    Raises:
+        EnvArgsError, ControllerError: see `make_env_from_args`.
+    """
+    controllers = modern_env_args(env_args)["env_kwargs"]["controller_configs"]
+    return action_repr_of(controllers if isinstance(controllers, list) else [controllers])
 
 
 def read_env_args(path: str | Path) -> dict[str, Any]:

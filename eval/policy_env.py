@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from diffpolicy_spec.envs import RenderUnavailable
 from diffpolicy_spec.envs.config import EnvConfig
-from diffpolicy_spec.envs.env_args import EnvArgsError, read_env_args
+from diffpolicy_spec.envs.env_args import EnvArgsError, read_env_args, recorded_action_repr
 from diffpolicy_spec.envs.object_layout import OBJECT_LAYOUTS
 from diffpolicy_spec.envs.tasks import RobosuiteTask, Task, get_task
 from diffpolicy_spec.eval.obs_map import map_observations, obs_map_of
@@ -32,14 +33,22 @@ def env_config(policy: Any, task: str, tasks: Sequence[str], cfg: Mapping[str, A
         FileNotFoundError: env_args is no file.
     """
     row, config = get_task(task), policy.config
+    env_args = _env_args(policy, row, cfg["env_args"], notices)
     action_repr = cfg["action_repr"] or config.action_repr
+    if action_repr == "raw" and env_args is not None:  # what that environment takes
+        with _explained(task):
+            action_repr = recorded_action_repr(env_args)
+    if action_repr == "delta" and isinstance(row, RobosuiteTask) and env_args is None and policy.origin:
+        notices.append(
+            f"'{task}': actions are differences in the frame of the robot's base, as robosuite 1.5 has them; "
+            "env_args=DATASET.hdf5 runs the environment that the policy's data were recorded in"
+        )
     if action_repr not in row.action_reprs:
         raise ValueError(
             f"the policy's actions are '{action_repr}', task '{task}' takes {' or '.join(row.action_reprs)}: "
             "say what they are with action_repr=..., or give a policy of this task"
         )
     names = map_observations(config, row, obs_map_of(cfg["obs_map"], task, tasks))
-    env_args = _env_args(policy, row, cfg["env_args"], notices)
     layout = _layout(policy, row, cfg["object_layout"], env_args is not None, notices)
     return EnvConfig(task, action_repr, names, layout, None if env_args is None else json.dumps(env_args))
 
@@ -89,7 +98,8 @@ def open_env(config: EnvConfig, video: bool) -> Any:
         ImportError: the simulator is not installed; the message names the extra.
     """
     try:
-        return make_environment(config, video)
+        with _explained(config.task):
+            return make_environment(config, video)
     except ImportError as error:
         if "pip install" in str(error):
             raise
@@ -97,10 +107,16 @@ def open_env(config: EnvConfig, video: bool) -> Any:
         raise ImportError(
             f"task '{config.task}' needs its simulator ({error}): pip install 'diffpolicy-spec[{extra}]'"
         ) from error
-    except EnvArgsError as error:
-        raise ValueError(f"{error}; env_args=null runs '{config.task}' with its own settings") from error
     except RenderUnavailable as error:  # MUJOCO_GL names a library that keeps MuJoCo itself from being imported
         raise ValueError(str(error)) from error
+
+
+@contextmanager
+def _explained(task: str) -> Iterator[None]:
+    try:
+        yield
+    except EnvArgsError as error:
+        raise ValueError(f"{error}; env_args=null runs '{task}' with its own settings") from error
 
 
 def check_env(policy: Any, config: EnvConfig, env: Any, seed: int) -> None:

@@ -67,7 +67,7 @@ class ChunkedActions:
         """The action for the newest observation.
 
         Args:
-            obs: the policy's keys -> (d,); others are ignored.
+            obs: the policy's keys -> (d,), images (C, H, W) float in [0, 1] or uint8, or (H, W, C); others are ignored.
 
         Returns:
             (A,) as the environment takes it: rot6d is turned into axis-angle, 7 numbers an arm.
@@ -79,7 +79,7 @@ class ChunkedActions:
         missing = [key for key in config.obs_keys if key not in obs]
         if missing:
             raise ObservationError(f"the observation lacks {', '.join(missing)}; it has {', '.join(sorted(obs))}")
-        newest = {key: np.asarray(obs[key]) for key in config.obs_keys}
+        newest = {key: _channels_first(np.asarray(obs[key]), config.image_shapes.get(key)) for key in config.obs_keys}
         for _ in range(1 if self._history else config.n_obs_steps):
             self._history.append(newest)
         if not self._actions:
@@ -93,6 +93,13 @@ class ChunkedActions:
             self._actions.extend(output.action[0].detach().cpu().numpy())
         action = self._actions.popleft().astype(np.float64)
         return actions_from_rot6d(action) if config.action_repr == "absolute_rot6d" else action
+
+
+def _channels_first(value: NDArray[Any], image: tuple[int, int, int] | None) -> NDArray[Any]:
+    """An image of shape (C, H, W) = `image`, also from (H, W, C), which robomimic leaves where it is told to."""
+    if image is not None and value.shape != image and value.shape == (*image[1:], image[0]):
+        return value.transpose(2, 0, 1)
+    return value
 
 
 def as_rollout_policy(policy: Any, sampler: Any = None, *, seed: int = 100_000) -> Any:

@@ -158,7 +158,11 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
     from diffpolicy_spec.envs.tasks import get_task
     from diffpolicy_spec.eval.policy_env import check_env, env_config, open_env
 
-    policies = {name: load_policy(name, device).use(runtime) for name in dict.fromkeys(names.values())}
+    weights = str(cfg["weights"])
+    policies = {
+        name: load_policy(name, device, weights=weights).use(runtime) for name in dict.fromkeys(names.values())
+    }
+    notices += dict.fromkeys(f"{Path(name).name}: {note}" for name, p in policies.items() for note in p.notes)
     bound = {
         (name, sampler["name"]): _bind(policy, sampler) for name, policy in policies.items() for sampler in chosen
     }
@@ -170,7 +174,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
         worker.close()
         where = env_config(policy, task, tasks, cfg, notices)
         env = open_env(where, video)
-        worker.keep(policy, name, device, env, (where, video))
+        worker.keep(policy, (name, weights, device), env, (where, video))
         check_env(policy, where, env, cfg["seed"])
         unavailable = renders(env, cfg["seed"]) if video else None
         if unavailable is not None:
@@ -188,6 +192,7 @@ def prepare(cfg: Mapping[str, Any]) -> Settings:
                 cell=cell,
                 label=" ".join(([] if len(tasks) == 1 else [task]) + [cell.title]),
                 policy=name,
+                weights=weights,
                 env=where,
                 sampler=one.config,
                 runtime=runtime,

@@ -53,6 +53,7 @@ class Work:
         cell: what is held fixed.
         label: the cell's name in bars and messages.
         policy: a shipped policy's name or an absolute path.
+        weights: which of the checkpoint's, see `load_policy`.
         env: its environment.
         sampler: its configuration, with everything decided.
         runtime: how the policy runs.
@@ -65,6 +66,7 @@ class Work:
     cell: Cell
     label: str
     policy: str
+    weights: str
     env: EnvConfig
     sampler: SamplerConfig
     runtime: RuntimeConfig
@@ -165,7 +167,7 @@ class Worker:
         Raises:
             RunError: the checkpoint is not the one that the run began with.
         """
-        key = (work.policy, work.device)
+        key = (work.policy, work.weights, work.device)
         if self._policy[0] != key:
             policy = self._load(work)
             self._policy, self._warm = (key, policy), None
@@ -177,9 +179,10 @@ class Worker:
 
         if work.policy in self._packed:
             with tempfile.TemporaryDirectory() as folder:
-                policy = load_policy(_unpack(self._packed[work.policy], Path(folder)), work.device)
+                unpacked = _unpack(self._packed[work.policy], Path(folder))
+                policy = load_policy(unpacked, work.device, weights=work.weights)
         else:
-            policy = load_policy(work.policy, work.device)
+            policy = load_policy(work.policy, work.device, weights=work.weights)
         found = fingerprint_of(policy)
         if found != work.cell.policy_fingerprint:
             raise RunError(
@@ -196,9 +199,9 @@ class Worker:
             self._env = (key, make_environment(*key))
         return self._env[1]
 
-    def keep(self, policy: Any, name: str, device: str, env: Any, made: tuple[EnvConfig, bool]) -> None:
-        """Use what is there already: the policy `name` on a device, and what `make_environment(*made)` made."""
-        self._policy, self._env, self._warm = ((name, device), policy), (made, env), None
+    def keep(self, policy: Any, loaded: tuple[str, str, str], env: Any, made: tuple[EnvConfig, bool]) -> None:
+        """Use what is there: the policy loaded by (name, weights, device), and what `make_environment(*made)` made."""
+        self._policy, self._env, self._warm = (loaded, policy), (made, env), None
 
     def run(self, job: Job) -> Done:
         """Run an episode."""

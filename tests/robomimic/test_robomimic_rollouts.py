@@ -10,10 +10,10 @@ import torch
 from tiny_policy import OBS_DIMS, tiny_policy
 
 from diffpolicy_spec import SamplerConfig, load_policy
-from diffpolicy_spec.envs import ControllerError, make_env
+from diffpolicy_spec.envs import ControllerError, RenderUnavailable, make_env
 from diffpolicy_spec.eval.robomimic_partner import ChunkedActions, as_rollout_policy, create_env
 from diffpolicy_spec.eval.rollout import chunk_generator
-from diffpolicy_spec.policies import ObservationError
+from diffpolicy_spec.policies import EncoderConfig, ObservationError
 from diffpolicy_spec.rotations import actions_from_rot6d
 
 
@@ -143,3 +143,44 @@ tell(lambda: create_env({"env_name": "Lift", "env_version": "1.5.2", "type": 1, 
     assert "install the torchvision that fits" in told[0]
     for line in told[-2:]:
         assert "pip install 'diffpolicy-spec[robomimic]'" in line
+
+
+def test_a_policy_with_cameras_in_robomimics_own_loop():
+    """robomimic draws the images and turns them to (C, H, W) in [0, 1]; the policy is shown what it drew."""
+    from robomimic.utils.train_utils import run_rollout
+
+    sizes = {"agentview_image": (48, 40), "robot0_eye_in_hand_image": (48, 40)}
+    cameras = [key.removesuffix("_image") for key in sizes]
+    with make_env("lift", action_repr="absolute", cameras=cameras, image_size=(48, 40)) as env:
+        args = env.unwrapped.env_args()
+        try:
+            ours, _ = env.reset(seed=3)
+        except RenderUnavailable as error:
+            pytest.skip(str(error))
+    policy = tiny_policy(
+        obs_dims={"robot0_eef_pos": 3}, image_shapes={key: (3, *size) for key, size in sizes.items()},
+        encoder=EncoderConfig(crop=(36, 36), keypoints=4, features=6),
+    )  # fmt: skip
+    shown, predict = [], policy.predict_action
+
+    def predict_action(obs, **options):
+        shown.append(obs)
+        return predict(obs, **options)
+
+    policy.predict_action = predict_action
+    env = create_env(args, use_images=True, seed=1)
+    rollout = as_rollout_policy(policy, policy.bind(SamplerConfig("ddim", num_inference_steps=4)))
+    result = run_rollout(rollout, env, horizon=9)
+    assert (result["Horizon"], rollout.chunks.chunks) == (9, 2)
+    for key, size in sizes.items():
+        images = shown[1][key]
+        assert images.shape == (1, 2, 3, *size)
+        assert 0 <= images.min() < images.max() <= 1
+        rows, ours_rows = images[0, 1].mean(axis=(0, 2)), ours[key].mean(axis=(1, 2)) / 255
+        assert np.corrcoef(rows, ours_rows)[0, 1] > 0.8  # the same table, the right way up
+    turned = {key: (np.moveaxis(shown[0][key][0, 0], 0, -1) * 255).round().astype(np.uint8) for key in sizes}
+    player = ChunkedActions(policy, rollout.chunks.sampler)
+    player.start_episode()
+    player.next_action({"robot0_eef_pos": shown[0]["robot0_eef_pos"][0, 0], **turned})
+    for key in sizes:
+        np.testing.assert_allclose(shown[2][key] / 255, shown[0][key], atol=1e-6)
