@@ -9,12 +9,13 @@ the description decides what it stands for.
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 
-__all__ = ["MAX_OPCODES", "Called", "Decoded", "Global", "Persistent", "decode"]
+__all__ = ["MAX_OPCODES", "Called", "Global", "Persistent", "decode"]
 
 MAX_OPCODES = 2_000_000
 """Opcodes a pickle may have (a tensor takes about 35): they bound what a description takes, about 200 bytes each."""
@@ -55,41 +56,41 @@ class Persistent:
     id: Any
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What a pickle describes.
-
-    Attributes:
-        value: plain data, `Global`s, `Called`s and `Persistent`s; may hold itself.
-        imports: the names ("posix.system") that the pickle would import, in order.
-    """
-
-    value: Any
-    imports: tuple[str, ...]
-
-
-def decode(data: bytes) -> Decoded:
+def decode(data: bytes, allowed: Container[str]) -> Any:
     """Describe a pickle.
 
+    Args:
+        allowed: the names ("collections.OrderedDict") that it may want to import.
+
+    Returns:
+        Plain data, `Global`s, `Called`s and `Persistent`s; it may hold itself.
+
     Raises:
-        CheckpointError: truncated or damaged, or with opcodes that do not occur in checkpoints.
+        CheckpointError: it names something else, wherever and for whatever; it is truncated or damaged; or it has
+            opcodes that do not occur in checkpoints.
     """
-    machine, end = _Machine(), 0
+    machine = _Machine()
     try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
-            if count >= MAX_OPCODES:
-                raise CheckpointError(f"its pickle has more than {MAX_OPCODES} opcodes: it is not read")
-            if opcode.name != "STOP":
-                machine.step(opcode.name, argument)
-            end = (position or 0) + 1
-        value = machine.stack.pop()
+        value = machine.run(data)
     except CheckpointError:
+        _refuse(machine.imports, allowed)
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        _refuse(machine.imports, allowed)
         raise CheckpointError(f"its pickle is damaged or truncated ({_first_line(error)})") from error
-    if end != len(data) or machine.stack or machine.marked:
-        raise CheckpointError("its pickle is damaged: something is left over at its end")
-    return Decoded(value, tuple(dict.fromkeys(machine.imports)))
+    _refuse(machine.imports, allowed)
+    return value
+
+
+def _refuse(imports: list[str], allowed: Container[str]) -> None:
+    strangers = list(dict.fromkeys(name for name in imports if name not in allowed))
+    if strangers:
+        more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+        names = ", ".join(_printable(name) for name in strangers[:5]) + more
+        raise CheckpointError(
+            f"its pickle wants to import {names}, which no checkpoint needs. Nothing of it was imported or run. If you "
+            "trust the file, save its state dicts and plain settings only, in the environment that wrote it"
+        ) from None
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -110,6 +111,19 @@ class _Machine:
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.imports: list[str] = []
+
+    def run(self, data: bytes) -> Any:
+        end = 0
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+            if count >= MAX_OPCODES:
+                raise CheckpointError(f"its pickle has more than {MAX_OPCODES} opcodes: it is not read")
+            if opcode.name != "STOP":
+                self.step(opcode.name, argument)
+            end = (position or 0) + 1
+        value = self.stack.pop()
+        if end != len(data) or self.stack or self.marked:
+            raise CheckpointError("its pickle is damaged: something is left over at its end")
+        return value
 
     def step(self, name: str, argument: Any) -> None:
         if name in _LITERALS:
@@ -284,3 +298,8 @@ def _can_be_key(value: Any) -> bool:
 
 def _first_line(error: Exception) -> str:
     return ascii(str(error).partition("\n")[0][:120])
+
+
+def _printable(name: str, limit: int = 80) -> str:
+    plain = name[:limit].encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else "?" for c in plain)[:limit]

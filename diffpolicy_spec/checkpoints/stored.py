@@ -51,17 +51,21 @@ def load_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a storage is truncated or damaged, or the tensors share storages to be more than the file.
     """
-    total, storages, tensors = 0, dict[tuple[Path, str], Tensor](), dict[str, Tensor]()
+    storages: dict[tuple[Path, str], Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    copied = 0
     for name, tensor in stored.items():
-        total += tensor.numel * tensor.dtype.itemsize
-        if total > tensor.archive.size:
-            raise CheckpointError(f"{tensor.archive.path} is not read: its tensors are larger than the file")
-        if is_left_out(tensor.numel * tensor.dtype.itemsize):
+        size = tensor.numel * tensor.dtype.itemsize
+        if is_left_out(size):
             tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
             continue
         where = (tensor.archive.path, tensor.key)
         if where not in storages:
             storages[where] = read_record(tensor.archive, tensor.key)
-        numbers = storages[where].view(tensor.dtype)
-        tensors[name] = numbers.as_strided(tensor.shape, tensor.stride, tensor.offset).contiguous()
+        view = storages[where].view(tensor.dtype).as_strided(tensor.shape, tensor.stride, tensor.offset)
+        if not view.is_contiguous():
+            copied += size
+            if copied > tensor.archive.size:
+                raise CheckpointError(f"{tensor.archive.path} is not read: its tensors are larger than the file")
+        tensors[name] = view.contiguous()
     return tensors

@@ -14,10 +14,10 @@ from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.opcodes import Called, Global, Persistent
 from diffpolicy_spec.checkpoints.stored import StoredTensor
 
-__all__ = ["ALLOWED", "MAX_NODES", "plain", "short"]
+__all__ = ["ALLOWED", "MAX_NODES", "plain"]
 
-MAX_NODES = 1_000_000
-"""Values a payload may hold, counted as often as they are referred to."""
+MAX_NODES = 300_000
+"""Values a payload may hold, counted as often as they are referred to; published ones have some ten thousand."""
 
 _MAX_DEPTH = 100
 
@@ -31,7 +31,7 @@ def plain(value: Any, archive: Archive) -> Any:
     return _Reader(archive).plain(value)
 
 
-def short(value: Any, limit: int = 80) -> str:
+def _short(value: Any, limit: int = 80) -> str:
     """A few characters that tell what a value of the file is; never its full text, which may be of any length."""
     if isinstance(value, str):
         text = value[:limit].encode("ascii", "backslashreplace").decode()
@@ -39,8 +39,8 @@ def short(value: Any, limit: int = 80) -> str:
     if isinstance(value, int):
         return str(value) if abs(value) < 10**18 else "a huge number"
     if isinstance(value, tuple):
-        return "(" + ", ".join(short(item) for item in value[:8]) + ")"
-    return short(str(value)) if isinstance(value, Global) else f"a {type(value).__name__}"
+        return "(" + ", ".join(_short(item) for item in value[:8]) + ")"
+    return _short(str(value)) if isinstance(value, Global) else f"a {type(value).__name__}"
 
 
 _DTYPES = {
@@ -75,6 +75,8 @@ class _Reader:
             raise CheckpointError(f"its data is nested more than {_MAX_DEPTH} deep")
         if self.nodes > MAX_NODES:
             raise CheckpointError(f"its data unfolds to more than {MAX_NODES} values")
+        if value is None or isinstance(value, (str, int, float, bytes)):
+            return value
         match value:
             case dict():
                 return {key: self.plain(item, depth + 1) for key, item in value.items()}
@@ -89,7 +91,7 @@ class _Reader:
             case Called():
                 build = _BUILDERS.get(str(value.function)) if isinstance(value.function, Global) else None
                 if build is None:
-                    raise CheckpointError(f"it calls {short(value.function)}, which no checkpoint needs")
+                    raise CheckpointError(f"it calls {_short(value.function)}, which no checkpoint needs")
                 return build(self, value, depth + 1)
             case Persistent():
                 raise CheckpointError("it holds a storage that is no tensor's")
@@ -205,24 +207,24 @@ class _Reader:
             case _:
                 raise CheckpointError("a storage in it is not described as torch.save does")
         if key not in self.archive.records:
-            raise CheckpointError(f"the storage {short(key)} that a tensor names is missing")
+            raise CheckpointError(f"the storage {_short(key)} that a tensor names is missing")
         size = self.archive.records[key].file_size
         if count * dtype.itemsize != size:
-            raise CheckpointError(f"storage {short(key)} claims {short(count)} numbers of {dtype}, has {size} bytes")
+            raise CheckpointError(f"storage {_short(key)} claims {_short(count)} numbers of {dtype}, has {size} bytes")
         whole = all(type(n) is int and 0 <= n < 2**40 for n in (offset, *shape, *stride))
         if not whole or len(shape) != len(stride) or len(shape) > 16:
-            raise CheckpointError(f"a tensor in storage {short(key)} has no valid shape")
+            raise CheckpointError(f"a tensor in storage {_short(key)} has no valid shape")
         result = StoredTensor(self.archive, key, dtype, shape, offset, stride)
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if result.numel and (last >= count or result.numel > count):
-            raise CheckpointError(f"a tensor of shape {short(shape)} reaches beyond its storage {short(key)}")
+            raise CheckpointError(f"a tensor of shape {_short(shape)} reaches beyond its storage {_short(key)}")
         return result
 
     def size(self, called: Called, depth: int) -> tuple[Any, ...]:
         return tuple(self.sequence(called, depth))
 
     def text(self, called: Called, depth: int) -> str:
-        return f"{called.function}{short(self.plain(called.args, depth))}"
+        return f"{called.function}{_short(self.plain(called.args, depth))}"
 
 
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")

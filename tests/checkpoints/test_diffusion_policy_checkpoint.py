@@ -230,7 +230,10 @@ def test_fewer_actions_than_the_transformer_has_places(tmp_path: Path) -> None:
         ({"name": "square_lowdim", "task_name": "square", "abs_action": False}, 7, ("square", "delta")),
         ({"name": "transport_image_abs", "abs_action": True}, 20, ("transport", "absolute_rot6d")),
         ({"name": "tool_hang_lowdim_abs"}, 10, ("tool_hang", "absolute_rot6d")),
-        ({"name": "lift_image", "abs_action": True, "dataset": {"rotation_rep": "axis_angle"}}, 7, ("lift", "absolute")),
+        (
+            {"name": "lift_image", "dataset": {"abs_action": True, "rotation_rep": "axis_angle"}}, 7,
+            ("lift", "absolute"),
+        ),
         ({"name": "can_image", "dataset": {"abs_action": True, "rotation_rep": "quaternion"}}, 8, ("can", "raw")),
         ({"name": "pusht_lowdim"}, 2, ("pusht_keypoints", "raw")),
         ({"name": "pusht_image"}, 2, ("pusht", "raw")),

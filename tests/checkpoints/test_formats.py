@@ -82,7 +82,7 @@ def test_the_pickle_is_described_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
     path, _, _ = fixture(FOREIGN["diffusion_policy"], tmp_path)
     calls = []
-    monkeypatch.setattr(pickles, "decode", lambda data: calls.append(len(data)) or opcodes.decode(data))
+    monkeypatch.setattr(pickles, "decode", lambda *given: calls.append(1) or opcodes.decode(*given))
     read_parts(look(path))
     assert len(calls) == 1
 
