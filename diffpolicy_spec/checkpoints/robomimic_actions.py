@@ -134,6 +134,8 @@ def _absolute(keys: tuple[str, ...], env_kwargs: Any) -> bool | None:
 
     def look(value: Any, depth: int = 0) -> None:
         if isinstance(value, Mapping) and depth < 8:
+            if isinstance(value.get("right"), Mapping):  # parts that are not arms have controllers of their own
+                value = value["right"]
             if isinstance(value.get("control_delta"), bool):
                 found.append(not value["control_delta"])
             elif isinstance(value.get("input_type"), str):

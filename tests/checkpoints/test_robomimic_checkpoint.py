@@ -213,7 +213,8 @@ def test_without_statistics(files):
 
 DELTA = {"controller_configs": {"type": "OSC_POSE", "control_delta": True}}
 ABSOLUTE = {"controller_configs": {"type": "OSC_POSE", "control_delta": False}}
-COMPOSITE = {"controller_configs": {"body_parts": {"right": {"input_type": "absolute", "type": "OSC_POSE"}}}}
+PARTS = {"right": {"input_type": "absolute", "type": "OSC_POSE"}, "base": {"input_type": "delta", "type": "JOINT"}}
+COMPOSITE = {"controller_configs": {"type": "BASIC", "body_parts": PARTS}}
 ROT6D = {"format": "rot_6d", "convert_at_runtime": "rot_axis_angle"}
 
 
