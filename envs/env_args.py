@@ -68,8 +68,8 @@ def make_env_from_args(
         action_repr: None: what the dataset's actions are, "absolute" or "delta"; else what is wanted instead, e.g.
             "absolute_rot6d", which takes the same controller gains and commands poses in the world frame.
         cameras: whose images are observed; None: those of the dataset.
-        image_size: of these images, pixels; None: the dataset's, or 84.
-        **kwargs: further arguments of `make_env`.
+        image_size: of these images, pixels; None: the dataset's, each camera's own, or 84.
+        **kwargs: further arguments of `make_env`; `images` adds to the cameras' images.
 
     Raises:
         EnvArgsError: not robosuite, an unknown task, or arguments that robosuite does not take.
@@ -79,18 +79,22 @@ def make_env_from_args(
     given = args["env_kwargs"]
     if action_repr is None:
         action_repr = recorded_action_repr(args)
+    names = given.get("camera_names") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
     if cameras is None:
-        names = given.get("camera_names") or () if given.get("use_camera_obs") else ()
-        cameras = (names,) if isinstance(names, str) else tuple(names)
+        cameras = names if given.get("use_camera_obs") else ()
     if image_size is None:
-        image_size = (_one(given.get("camera_heights"), 84), _one(given.get("camera_widths"), 84))
+        sizes = _recorded_sizes(given, names, cameras)
+        images = {f"{camera}_image": size for camera, size in sizes.items()}
+    else:
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        images = {f"{camera}_image": size for camera in cameras}
     env_kwargs = {name: value for name, value in given.items() if name not in _DECIDED}
     try:
         return make_env(
             _task(args["env_name"]).name,
             action_repr=action_repr,
-            cameras=cameras,
-            image_size=image_size,
+            images={**images, **(kwargs.pop("images", None) or {})},
             env_kwargs=env_kwargs,
             object_layout=args["object_layout"],
             **kwargs,
@@ -205,12 +209,18 @@ def _accepted(env_name: str) -> set[str]:
     return {name for cls in classes if "__init__" in vars(cls) for name in inspect.signature(cls.__init__).parameters}
 
 
-def _one(value: Any, default: int) -> int:
-    """A size that may be given for each camera; there is one size for all of them here."""
-    if value is None:
-        return default
-    sizes = set(value) if isinstance(value, list | tuple) else {value}
-    if len(sizes) != 1:
-        several = ", ".join(str(size) for size in sorted(sizes))
-        raise EnvArgsError(f"the dataset's images have several sizes ({several}): give image_size")
-    return int(sizes.pop())
+def _recorded_sizes(
+    given: Mapping[str, Any], names: Sequence[str], cameras: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """(height, width) of each camera's images, from env_kwargs that have one size for all, or a list for `names`."""
+    found: dict[str, list[int]] = {camera: [] for camera in cameras}
+    for key in ("camera_heights", "camera_widths"):
+        value: Any = 84 if given.get(key) is None else given[key]
+        each = dict(zip(names, value, strict=False)) if isinstance(value, list | tuple) else None
+        if each is not None and len(value) != len(names):
+            raise EnvArgsError(f"env_args have {len(value)} {key} for {len(names)} cameras: give image_size")
+        for camera in cameras:
+            if each is not None and camera not in each:
+                raise EnvArgsError(f"{key} does not say the size of camera {camera}'s images: give image_size")
+            found[camera].append(int(value if each is None else each[camera]))
+    return {camera: (height, width) for camera, (height, width) in found.items()}

@@ -238,6 +238,14 @@ def test_env_args_come_back_with_cameras_and_old_layouts():
     with make_env_from_args(json.loads(json.dumps(written))) as again:
         assert again.unwrapped.env_args() == written
         assert again.observation_space["agentview_image"].shape == (64, 48, 3)
+    two = {"camera_names": ["agentview", "frontview"], "camera_heights": [64, 32], "camera_widths": 48}
+    with make_env_from_args(old_args(use_camera_obs=True, **two)) as env:
+        written_two = env.unwrapped.env_args()
+        assert {key: written_two["env_kwargs"][key] for key in two} == two
+    with make_env_from_args(written_two, cameras=("frontview",)) as again:
+        assert again.unwrapped.images == {"frontview_image": (32, 48)}
+    with pytest.raises(EnvArgsError, match="camera_heights does not say the size of camera birdview's images"):
+        make_env_from_args(written_two, cameras=("birdview",))
     with make_env_from_args(written, cameras=()) as blind:
         assert list(blind.observation_space) == [
             "object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"
@@ -266,7 +274,11 @@ def test_env_args_come_back_with_cameras_and_old_layouts():
         (old_args(robots=["Panda", "Panda"]), EnvArgsError, "2 robots; Lift needs 1"),
         (old_args(gravity=3), EnvArgsError, "takes no gravity for Lift"),
         (old_args("PickPlaceCan", single_object_mode=0), EnvArgsError, "robosuite refuses .*single_object_mode"),
-        (old_args(use_camera_obs=True, camera_heights=[84, 96]), EnvArgsError, "sizes .84, 96.*give image_size"),
+        (
+            old_args(use_camera_obs=True, camera_names=["agentview"], camera_heights=[84, 96]),
+            EnvArgsError,
+            "2 camera_heights for 1 cameras: give image_size",
+        ),
         ({"env_name": "Lift"}, EnvArgsError, "mapping of env_name"),
         (old_args() | {"object_layout": "1.3"}, EnvArgsError, "object_layout must be one of 1.5, 1.4"),
     ],

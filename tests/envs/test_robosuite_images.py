@@ -121,3 +121,31 @@ def test_wrong_cameras_and_sizes_are_named_at_once():
         make_env("lift", cameras="agentview")
     with pytest.raises(ValueError, match=r"at least 1 x 1 pixel, got 0 x 84"):
         make_env("lift", cameras=("agentview",), image_size=(0, 84))
+
+
+def test_what_is_observed_may_be_chosen():
+    images = {"agentview_image": (24, 32), "birdview_image": (16, 16)}
+    with image_env(obs=("robot0_joint_pos", "object"), images=images) as env:
+        observation, _ = env.reset(seed=3)
+        assert list(observation) == list(env.observation_space) == ["robot0_joint_pos", "object", *images]
+        assert [observation[key].shape for key in images] == [(24, 32, 3), (16, 16, 3)]
+        np.testing.assert_array_equal(observation["robot0_joint_pos"], robosuite_joints(env))
+        env.unwrapped.observe_images = False
+        assert list(env.step(np.zeros(7))[0]) == ["robot0_joint_pos", "object"]
+        env.unwrapped.observe_images = True
+        assert list(env.step(np.zeros(7))[0]) == ["robot0_joint_pos", "object", *images]
+    with make_env("lift", obs=("robot0_eef_pos",), object_layout="1.4") as env:  # which is made with the gripper's pose
+        assert list(env.reset(seed=3)[0]) == ["robot0_eef_pos"]
+    for wrong, message in (
+        ({"obs": ("cube",)}, r"task 'lift' has no observation 'cube'; it has object \(10\)"),
+        ({"obs": "object"}, "obs must be a list"),
+        ({"images": {"front": (8, 8)}}, "images are named <camera>_image, got front"),
+        ({"images": {"front_image": (8, 8)}}, "the model has no camera front; it has frontview"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_env("lift", **wrong)
+
+
+def robosuite_joints(env):
+    inner = env.unwrapped._env
+    return inner.sim.data.qpos[inner.robots[0]._ref_joint_pos_indexes]
