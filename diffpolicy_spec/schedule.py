@@ -26,6 +26,7 @@ _DDPM_DEFAULTS: dict[str, Any] = {
     "sample_max_value": 1.0, "timestep_spacing": "leading", "steps_offset": 0, "rescale_betas_zero_snr": False,
     "set_alpha_to_one": True,
 }  # fmt: skip
+_MOST_STEPS = 100_000  # of a training chain: a file may claim any number
 # Variances below this are diffusers' clamp (1e-20) or rounding: the step is deterministic.
 _NO_NOISE = 1e-16
 
@@ -255,7 +256,10 @@ def _training_betas(config: Mapping[str, Any]) -> np.ndarray:
     n, lo, hi = int(config["num_train_timesteps"]), float(config["beta_start"]), float(config["beta_end"])
     schedule = config["beta_schedule"]
     if config["trained_betas"] is not None:
-        betas = np.asarray(config["trained_betas"], dtype=np.float64)
+        try:
+            betas = np.asarray(config["trained_betas"], dtype=np.float64)
+        except (ValueError, TypeError) as error:
+            raise ScheduleError(f"trained_betas must be numbers: {error}") from error
         if betas.shape != (n,):
             raise ScheduleError(f"trained_betas must have num_train_timesteps = {n} values, got shape {betas.shape}")
     elif schedule == "linear":
@@ -272,6 +276,8 @@ def _training_betas(config: Mapping[str, Any]) -> np.ndarray:
             f"beta_schedule {schedule!r} is not supported; use linear, scaled_linear, squaredcos_cap_v2, sigmoid or "
             "trained_betas"
         )
+    if not (np.isfinite(betas).all() and (0 <= betas).all() and (betas < 1).all()):
+        raise ScheduleError(f"betas must lie in [0, 1), these ({schedule}, {lo} to {hi}) do not")
     return betas.astype(np.float32).astype(np.float64)  # what diffusers stores
 
 
@@ -283,6 +289,10 @@ def _read_config(scheduler: Any) -> tuple[dict[str, Any], str]:
     if name not in ("DDPMScheduler", "DDIMScheduler"):
         raise ScheduleError(f"scheduler {name} is not supported; use DDPMScheduler or DDIMScheduler")
     merged = {**_DDPM_DEFAULTS, **config}
+    steps = merged["num_train_timesteps"]
+    if not isinstance(steps, int | np.integer) or not 1 <= steps <= _MOST_STEPS:
+        got = str(steps)[:40]
+        raise ScheduleError(f"num_train_timesteps must be a whole number from 1 to {_MOST_STEPS}, got {got}")
     if name == "DDPMScheduler" and merged["variance_type"] not in ("fixed_small", "fixed_small_log", "fixed_large"):
         why = {
             "fixed_large_log": "diffusers' own step gives NaN for it",

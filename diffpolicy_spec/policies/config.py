@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from diffpolicy_spec.policies.sizes import MOST_KEYS, MOST_LAYERS, MOST_STEPS, check_size
 from diffpolicy_spec.rotations import ACTION_REPRS
 
 __all__ = ["CONDITIONINGS", "EncoderConfig", "PolicyConfig", "TransformerConfig", "UnetConfig"]
@@ -25,7 +26,11 @@ class UnetConfig:
     cond_predict_scale: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "down_dims", tuple(int(d) for d in self.down_dims))
+        check_size("unet: levels", len(self.down_dims), most=16)
+        dims = tuple(check_size("unet: each of down_dims", d) for d in self.down_dims)
+        object.__setattr__(self, "down_dims", dims)
+        for name in ("kernel_size", "n_groups", "diffusion_step_embed_dim"):
+            check_size(f"unet: {name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class TransformerConfig:
     n_cond_layers: int = 0
     p_drop_emb: float = 0.0
     p_drop_attn: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_size("transformer: n_layer", self.n_layer, MOST_LAYERS)
+        check_size("transformer: n_cond_layers", self.n_cond_layers, MOST_LAYERS, least=0)
+        check_size("transformer: n_emb", self.n_emb)
+        check_size("transformer: n_head", self.n_head)
 
 
 @dataclass(frozen=True)
@@ -82,11 +93,11 @@ class EncoderConfig:
         for name in ("resize", "crop"):
             size = getattr(self, name)
             if size is not None:
-                object.__setattr__(self, name, (int(size[0]), int(size[1])))
-                if len(size) != 2 or min(size) < 1:
-                    raise ValueError(f"encoder: {name} must be (height, width), got {size}")
-        if self.keypoints < 1 or self.features < 1:
-            raise ValueError(f"encoder: keypoints and features must be positive: {self.keypoints}, {self.features}")
+                if len(size) != 2:
+                    raise ValueError(f"encoder: {name} must be (height, width), got {str(size)[:60]}")
+                object.__setattr__(self, name, tuple(check_size(f"encoder: {name}", n) for n in size))
+        check_size("encoder: keypoints", self.keypoints)
+        check_size("encoder: features", self.features)
 
     @property
     def feature_dim(self) -> int:
@@ -147,25 +158,30 @@ class PolicyConfig:
     num_inference_steps: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "obs_dims", {str(k): int(v) for k, v in self.obs_dims.items()})
-        shapes = {str(k): tuple(int(n) for n in v) for k, v in self.image_shapes.items()}
+        check_size("the number of observations", len(self.obs_dims) + len(self.image_shapes), MOST_KEYS, least=0)
+        dims = {str(k): check_size(f"obs_dims: '{str(k)[:60]}'", v) for k, v in self.obs_dims.items()}
+        object.__setattr__(self, "obs_dims", dims)
+        shapes = {
+            str(k): tuple(check_size(f"image_shapes: '{str(k)[:60]}'", n) for n in v)
+            for k, v in self.image_shapes.items()
+        }
         object.__setattr__(self, "image_shapes", shapes)
         keys = (*self.obs_dims, *shapes)
         object.__setattr__(self, "feature_order", tuple(self.feature_order) or keys)
         if self.first_action is None:
             object.__setattr__(self, "first_action", self.n_obs_steps - 1)
-        if not keys or any(d < 1 for d in self.obs_dims.values()):
-            raise ValueError(f"obs_dims must name at least one key, each with a positive size; got {self.obs_dims}")
+        if not keys:
+            raise ValueError(f"obs_dims must name at least one key; got {self.obs_dims}")
         for key, shape in shapes.items():
-            if len(shape) != 3 or min(shape) < 1:
+            if len(shape) != 3:
                 raise ValueError(f"image_shapes: '{key}' must be (C, H, W), got {shape}")
         if (self.encoder is None) != (not shapes):
             raise ValueError(f"an encoder is for images: got encoder={self.encoder}, image_shapes={shapes}")
         if sorted(self.feature_order) != sorted(keys) or len(set(keys)) != len(keys):
             raise ValueError(f"feature_order must hold each observation key once: {self.feature_order}, keys {keys}")
-        for name in ("action_dim", "horizon", "n_obs_steps", "n_action_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_size("action_dim", self.action_dim)
+        for name in ("horizon", "n_obs_steps", "n_action_steps"):
+            check_size(name, getattr(self, name), MOST_STEPS)
         if self.action_repr not in ACTION_REPRS:
             raise ValueError(f"action_repr must be one of {', '.join(ACTION_REPRS)}; got '{self.action_repr}'")
         if self.action_repr == "absolute_rot6d" and self.action_dim % 10:
@@ -183,8 +199,8 @@ class PolicyConfig:
             raise ValueError("a policy has a unet or a transformer: give one of them, and the other as null")
         if self.unet is None and self.conditioning == "local":
             raise ValueError("local conditioning needs a unet")
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be positive, got {self.num_inference_steps}")
+        if self.num_inference_steps is not None:
+            check_size("num_inference_steps", self.num_inference_steps)
         if self.unet is not None:
             factor = 2 ** (len(self.unet.down_dims) - 1)
             if self.horizon % factor:

@@ -25,12 +25,12 @@ def test_there_and_back():
     ("changes", "message"),
     [
         ({"obs_dims": {}}, "at least one key"),
-        ({"obs_dims": {"a": 0}}, "positive size"),
+        ({"obs_dims": {"a": 0}}, "obs_dims: .* must be a whole number from 1"),
         ({"action_dim": 7}, "10 dimensions an arm"),
         ({"action_repr": "relative"}, "action_repr must be one of absolute_rot6d, absolute, delta"),
         ({"n_action_steps": 16}, "passes the horizon 16"),
         ({"horizon": 18, "n_action_steps": 8}, "divisible by 4"),
-        ({"n_obs_steps": 0}, "n_obs_steps must be positive"),
+        ({"n_obs_steps": 0}, "n_obs_steps must be a whole number from 1 to 4,096, got 0"),
     ],
 )
 def test_what_does_not_fit(changes, message):
