@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.shapes_only import is_left_out
 
 __all__ = ["read_tensors"]
 
@@ -50,6 +51,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def _read(stream: BinaryIO, start: int, told: dict[str, Any]) -> Tensor:
     begin, end = told["data_offsets"]
+    if is_left_out(end - begin):
+        return torch.empty(told["shape"], dtype=_DTYPES[told["dtype"]], device="meta")
     tensor = torch.empty(told["shape"], dtype=_DTYPES[told["dtype"]])
     stream.seek(start + begin)
     read = stream.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]

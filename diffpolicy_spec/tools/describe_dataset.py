@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.tools.convert_dataset import open_recording
 from diffpolicy_spec.tools.recording import Column, Recording
-from diffpolicy_spec.tools.report import Report
+from diffpolicy_spec.tools.report import Report, shape_text
 from diffpolicy_spec.tools.zarr_recording import FORMAT as ZARR
 
 __all__ = ["describe_dataset", "describe_lerobot_dataset"]
@@ -53,7 +53,7 @@ def describe_dataset(path: Path, format: str) -> Report:
             "actions_are": _action_repr(recording, env_args),
             "action_range": actions,
             "fits_tasks": _tasks(recording, env_args),
-            "arrays": [{**row, "shape": _shape(row["shape"])} for row in rows],
+            "arrays": [{**row, "shape": shape_text(row["shape"])} for row in rows],
         }
         notes = _notes(recording, env_args)
     return Report(path, "dataset", recording.format, facts, tuple(notes), tuple(problems))
@@ -102,10 +102,6 @@ def _bounds(recording: Recording, name: str, column: Column) -> tuple[NDArray[An
     except DataError as error:
         return low, high, [str(error).removeprefix(f"{recording.path}: ")]
     return low, high, [f"'{name}' holds {wrong:,} values that are NaN or infinite"] if wrong else []
-
-
-def _shape(sizes: Sequence[Any]) -> str:
-    return f"({', '.join(str(n) for n in sizes)}{',' if len(sizes) == 1 else ''})"
 
 
 def _env_args(recording: Recording) -> tuple[dict[str, Any] | None, list[str]]:

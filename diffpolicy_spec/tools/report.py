@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Report"]
+__all__ = ["Report", "shape_text"]
+
+
+def shape_text(sizes: Sequence[Any]) -> str:
+    """ "(3, 84, 84)"; of one number "(7,)"."""
+    return f"({', '.join(str(n) for n in sizes)}{',' if len(sizes) == 1 else ''})"
 
 
 @dataclass(frozen=True)
