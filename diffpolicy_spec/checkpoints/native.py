@@ -31,7 +31,7 @@ from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
-from diffpolicy_spec.schedule import Schedule, ScheduleError
+from diffpolicy_spec.schedule import Schedule
 
 __all__ = [
     "FORMAT",
@@ -134,7 +134,7 @@ def read_native(path: str | Path) -> Parts:
     try:
         policy_config = PolicyConfig.from_dict(config["policy"])
         Schedule.from_diffusers(config["scheduler"], policy_config.num_inference_steps)
-    except (ValueError, TypeError, ScheduleError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path / CONFIG} does not describe a policy: {error}") from error
     origin, notes = config.get("origin", {}), config.get("notes", [])
     if not isinstance(origin, dict) or not isinstance(notes, list) or not all(isinstance(n, str) for n in notes):

@@ -18,7 +18,7 @@ from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
-from diffpolicy_spec.schedule import Schedule, ScheduleError
+from diffpolicy_spec.schedule import Schedule
 
 __all__ = ["Parts", "build_policy"]
 
@@ -68,7 +68,7 @@ def build_policy(
         with torch.device("meta"):
             network, encoder = build_network(parts.config), build_encoder(parts.config)
         Schedule.from_diffusers(parts.scheduler, parts.config.num_inference_steps)
-    except (ValueError, TypeError, ScheduleError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # torch: sizes that no memory has
         raise CheckpointError(f"{where} does not describe a policy: {error}") from error
     assign(network, parts.network, where, "model.")
     if encoder is not None:

@@ -32,15 +32,21 @@ class SpatialSoftmax(nn.Module):
         super().__init__()
         self.nets = nn.Conv2d(channels, keypoints, 1)
         self.register_buffer("temperature", torch.ones(1))
-        # Made on the CPU: computing with meta tensors imports half of torch's compiler.
-        rows, columns = (torch.linspace(-1, 1, n, device="cpu") for n in (height, width))
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        self.register_buffer("pos_x", x.reshape(1, -1).to(self.nets.weight.device, copy=True))
-        self.register_buffer("pos_y", y.reshape(1, -1).to(self.nets.weight.device, copy=True))
+        for name, position in zip(("pos_x", "pos_y"), _positions(height, width, self.nets.weight.device), strict=True):
+            self.register_buffer(name, position)
 
     def forward(self, x: Tensor) -> Tensor:
         share = torch.softmax(self.nets(x).flatten(2) / self.temperature, dim=-1)
         return share @ torch.cat([self.pos_x, self.pos_y]).T
+
+
+def _positions(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and y of the cells of a map, row by row: (1, height * width) each, in [-1, 1]."""
+    if device.type == "meta":  # computing with meta tensors imports half of torch's compiler
+        return torch.empty((1, height * width), device=device), torch.empty((1, height * width), device=device)
+    rows, columns = (torch.linspace(-1, 1, n, device=device) for n in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return x.reshape(1, -1).clone(), y.reshape(1, -1).clone()
 
 
 class CameraNet(nn.Module):

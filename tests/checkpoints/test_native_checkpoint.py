@@ -320,12 +320,23 @@ def test_an_encoder_without_cameras(folder):
         load_policy(folder)
 
 
-def test_an_encoder_that_cannot_be(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": [99, 99]}, r"does not describe a policy: crop \(99, 99\) does not fit"),
+        ({"crop": [36]}, r"crop must be \(height, width\), got \[36\]"),
+        ({"crop": None, "resize": [900_000, 900_000]}, r"pos_x' has shape \(1, 4\), its config asks for \(1, 79101"),
+        ({"features": 1 << 20, "keypoints": 1 << 20}, r"asks for \(16, 4194350\)"),
+        ({"backbone": "vit"}, "backbone must be resnet18"),
+    ],
+)
+def test_encoders_that_cannot_be(tmp_path, changes, message):
+    """Whatever sizes a config claims, they are held against the file before anything is made of them."""
     tiny_policy(**CAMERAS).save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["policy"]["encoder"]["crop"] = [99, 99]
+    config["policy"]["encoder"] |= changes
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"does not describe a policy: crop \(99, 99\) does not fit"):
+    with pytest.raises(CheckpointError, match=message):
         load_policy(tmp_path)
 
 
