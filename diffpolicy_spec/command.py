@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -38,4 +39,12 @@ def command(
         if then is not None:
             then(result)
 
+    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     hydra.main(version_base="1.3", config_path="pkg://diffpolicy_spec.configs", config_name=config_name)(run)()
+
+
+def _quoted(argument: str) -> str:
+    """key=value for hydra, which takes a "=" in a value only in quotes; diffusion_policy's checkpoints have it."""
+    name, _, value = argument.partition("=")
+    plain = re.fullmatch(r"[^'\"\[\]{}(),$\\]*=[^'\"\[\]{}(),$\\]*", value)
+    return f'{name}="{value}"' if plain and not name.startswith("-") else argument

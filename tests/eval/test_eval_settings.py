@@ -251,6 +251,7 @@ def dps_eval(*overrides, **environment):
         ("sampler=fast", "speculative"),
         ("samplers=[fast]", "dps-eval: there is no sampler 'fast'; known samplers: asd"),
         ("policy=no_such_policy", "dps-eval: 'no_such_policy' is neither an existing path nor a shipped policy"),
+        ("policy=epoch=0300-score=1.000.ckpt", "dps-eval: 'epoch=0300-score=1.000.ckpt' is neither an existing path"),
         ("num_epsiodes=3", "num_epsiodes"),
         ("policy=lift task=can", "dps-eval: the policy observes object (10); task 'can' gives object (14)"),
     ],
