@@ -26,6 +26,7 @@ from diffpolicy_spec.training.config import TrainConfig
 from diffpolicy_spec.training.draft import train_draft
 from diffpolicy_spec.training.images import ImageLoading
 from diffpolicy_spec.training.loop import POLICY, train
+from diffpolicy_spec.training.processes import first_process
 
 __all__ = ["main", "policy_config", "run"]
 
@@ -73,7 +74,8 @@ def run(cfg: dict[str, Any]) -> Path:
         images=images,
     )
     parameters = sum(p.numel() for part in (policy.network, policy.encoder) if part for p in part.parameters())
-    print(f"trained policy ({parameters / 1e6:.2f} M parameters): {output / POLICY}")
+    if first_process():
+        print(f"trained policy ({parameters / 1e6:.2f} M parameters): {output / POLICY}")
     return output / POLICY
 
 

@@ -48,8 +48,8 @@ def train(
     """Fit a policy; go on where an earlier run in `output` with the same settings and data was interrupted.
 
     Leaves in `output`: `policy/` (native checkpoint of the EMA weights), `snapshots/step_*/` (the same, on the way),
-    `loss.jsonl` and `loss.png`, and `state.pt`, from which a killed run continues. Started by `accelerate launch` in
-    several processes, each takes its part of every batch, and the first one writes.
+    `loss.jsonl` and `loss.png`, and `state.pt`, from which a killed run continues. Started in several processes
+    (`accelerate launch`, torchrun), each takes its part of every batch, and the first one writes.
 
     Args:
         episodes: to fit; statistics for the normaliser come from these.
@@ -109,7 +109,9 @@ def train(
         plot_curves(read_records(output / CURVE), output / PLOT)
     processes.wait()
     # Read back: the policy is what the stored weights say.
-    return load_native(output / POLICY, processes.device)
+    policy = load_native(output / POLICY, processes.device)
+    processes.leave()
+    return policy
 
 
 def _loop(run: TrainingRun, output: Path, bar: Any, storage_dtype: str, provenance: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or one a GPU, started by `accelerate launch`, that share every batch."""
+"""The processes of a run: one, or one a GPU, started by `accelerate launch` or torchrun, that share every batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.training.order import Share
 
-__all__ = ["Processes", "join_processes"]
+__all__ = ["Processes", "first_process", "join_processes"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,19 @@ class Processes:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
+    def leave(self) -> None:
+        """The run is over."""
+        if self.accelerator is not None:
+            self.accelerator.end_training()
+
+
+def first_process() -> bool:
+    """Whether this is the process that speaks for a run."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 def join_processes(device: torch.device, *, unused: bool = False) -> Processes:
-    """The processes that this one was started among: those of `accelerate launch` (or torchrun), or it alone.
+    """The processes that this one was started among: those of `accelerate launch` or torchrun, or it alone.
 
     Args:
         device: asked for; with several processes "cuda" means a GPU for each.

@@ -16,7 +16,9 @@ from diffpolicy_spec.data.episodes import Episode, fingerprint
 from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
+from diffpolicy_spec.policies.images import input_size
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
+from diffpolicy_spec.policies.resnet import STRIDE
 from diffpolicy_spec.schedule import Schedule, training_abar
 from diffpolicy_spec.seeds import hashed_generator
 from diffpolicy_spec.training.batches import Batch, Batches, cut_for, fit_normalizer, prepare
@@ -158,6 +160,23 @@ class TrainingRun:
         self.step, self.wall_s, self.started = state.step, state.wall_s, time.monotonic()
 
 
+def _check_encoder(config: PolicyConfig) -> None:
+    """Raise TrainingError for an image encoder that would get no gradient."""
+    if config.encoder is None:
+        return
+    if config.conditioning == "inpainting":
+        raise TrainingError(
+            "conditioning=inpainting gives an image encoder no gradient: train it with conditioning=global"
+        )
+    for camera, (_, height, width) in config.image_shapes.items():
+        given = input_size(config.encoder, height, width)
+        if config.encoder.pool == "spatial_softmax" and max(given) <= STRIDE:
+            raise TrainingError(
+                f"'{camera}' is given to its network as {given} pixels, one cell of the last map, where all keypoints "
+                f"are the same: use images or a crop above {STRIDE} pixels, or encoder.pool=average"
+            )
+
+
 def prepare_run(
     episodes: Sequence[Episode],
     validation: Sequence[Episode],
@@ -178,10 +197,7 @@ def prepare_run(
         raise DataError(
             f"actions have {episodes[0].actions.shape[1]} dimensions, the policy config says {policy_config.action_dim}"
         )
-    if policy_config.image_shapes and policy_config.conditioning == "inpainting":
-        raise TrainingError(
-            "conditioning=inpainting gives an image encoder no gradient: train it with conditioning=global"
-        )
+    _check_encoder(policy_config)
     scheduler = {**scheduler_config, "prediction_type": scheduler_config.get("prediction_type", "epsilon")}
     Schedule.from_diffusers(scheduler)  # refuses what could not be sampled, before hours of training
     device = processes.device
