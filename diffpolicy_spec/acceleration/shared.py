@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffpolicy_spec.policies.transformer import TransformerForDiffusion
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
 
-__all__ = ["Shared", "share", "unwrapped"]
+__all__ = ["Shared", "lerobot_name", "share", "unwrapped"]
 
 _LOCAL = "local_cond_encoder.0.blocks.0.block.0.weight"
 _PLACES = ("diffusion_policy.", "robomimic.", "lerobot.")
@@ -86,7 +86,7 @@ def share(live: nn.Module) -> Shared | None:
 def _read_unet(live: Any) -> tuple[nn.Module, Callable[[str], str]]:
     state = live.state_dict()
     lerobot = "down_modules.0.0.conv1.block.0.weight" in state
-    names = _lerobot_name if lerobot else str
+    names = lerobot_name if lerobot else str
 
     def shape(name: str) -> torch.Size:
         return state[names(name)].shape
@@ -108,8 +108,8 @@ def _read_unet(live: Any) -> tuple[nn.Module, Callable[[str], str]]:
     return network, names
 
 
-def _lerobot_name(name: str) -> str:
-    """Blocks are called conv1 and conv2 there, and layers between levels stand bare."""
+def lerobot_name(name: str) -> str:
+    """What LeRobot calls our U-Net's tensor: blocks are conv1 and conv2, layers between levels stand bare."""
     name = re.sub(r"\.blocks\.([01])\.", lambda found: f".conv{int(found[1]) + 1}.", f"{name}.")
     return re.sub(r"^((?:down|up)_modules\.\d+\.2)\.conv\.", r"\1.", name).removesuffix(".")
 
