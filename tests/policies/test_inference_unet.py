@@ -12,6 +12,7 @@ STEPS = 20
 SMALL = {"input_dim": 7, "global_cond_dim": 11, "diffusion_step_embed_dim": 16, "down_dims": (16, 24, 48)}
 # Wide enough for packed weights and for tiles.
 WIDE = {"input_dim": 3, "global_cond_dim": 5, "diffusion_step_embed_dim": 8, "down_dims": (96, 256)}
+LOCAL = {"local_cond_dim": 6}
 
 
 def network(**changes):
@@ -26,7 +27,7 @@ def batch(net, rows, horizon=16, seed=1):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, horizon, net.input_dim, generator=g)
     t = torch.randint(0, STEPS, (rows,), generator=g)
-    return x, t, torch.randn(rows, net.global_cond_dim, generator=g)
+    return x, t, torch.randn(rows, net.global_cond_dim + horizon * net.local_cond_dim, generator=g)
 
 
 def run(inference, x, t, condition):
@@ -51,6 +52,9 @@ def deviation(found, expected):
         {"down_dims": (40, 8)},
         {"down_dims": (8, 16, 24, 40)},
         {"global_cond_dim": 0},
+        LOCAL,
+        LOCAL | {"global_cond_dim": 0, "cond_predict_scale": False, "down_dims": (16,)},
+        WIDE | {"local_cond_dim": 4},
         WIDE,
         WIDE | {"kernel_size": 3},
     ],
@@ -59,7 +63,7 @@ def deviation(found, expected):
 def test_equals_the_module(changes, rows):
     net = network(**changes)
     x, t, condition = batch(net, rows)
-    expected = net(x, t, condition if net.global_cond_dim else None)
+    expected = net(x, t, condition if condition.shape[1] else None)
     found = run(inference_network(net, STEPS), x, t, condition)
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
@@ -67,7 +71,7 @@ def test_equals_the_module(changes, rows):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)])
-@pytest.mark.parametrize("changes", [{}, WIDE], ids=["small", "wide"])
+@pytest.mark.parametrize("changes", [{}, WIDE, LOCAL], ids=["small", "wide", "local"])
 def test_low_precision_is_near(changes, dtype, tolerance):
     net = network(**changes)
     x, t, condition = batch(net, 9)
@@ -84,7 +88,7 @@ def test_horizon_that_tiles_do_not_divide():
     assert deviation(run(inference_network(net, STEPS), x, t, condition), net(x, t, condition)) < 1e-4
 
 
-@pytest.mark.parametrize("changes", [{}, WIDE], ids=["small", "wide"])
+@pytest.mark.parametrize("changes", [{}, WIDE, LOCAL], ids=["small", "wide", "local"])
 def test_rows_do_not_see_each_other(changes):
     net = network(**changes)
     inference = inference_network(net, STEPS)

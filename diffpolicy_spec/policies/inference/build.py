@@ -30,13 +30,12 @@ def inference_network(
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"a network runs in float32, bfloat16 or float16, not in {dtype}")
-    if isinstance(network, ConditionalUnet1D) and not network.local_cond_dim:
+    if isinstance(network, ConditionalUnet1D):
         return InferenceUnet(network, num_train_timesteps, dtype)
     if isinstance(network, TransformerForDiffusion) and not isinstance(network.encoder, nn.TransformerEncoder):
         return InferenceTransformer(network, num_train_timesteps, dtype)
     if dtype != torch.float32:
-        what = type(network).__name__ + (" with a local condition" if isinstance(network, ConditionalUnet1D) else "")
-        raise ValueError(f"{what} has no layout for inference: it runs in float32, not in {dtype}")
+        raise ValueError(f"{type(network).__name__} has no layout for inference: it runs in float32, not in {dtype}")
     return _AsItIs(network)
 
 

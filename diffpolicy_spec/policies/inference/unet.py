@@ -26,7 +26,8 @@ class InferenceUnet:
     """ConditionalUnet1D, called as an InferenceNetwork.
 
     A block's FiLM term is W mish([e_t; c]) + b = (W_t mish(e_t) + b) + W_c mish(c): the first part of all blocks is one
-    table (num_train_timesteps, F), the second is `features`. A call gathers and adds once, and slices.
+    table (num_train_timesteps, F), the second is in `features`. A call gathers and adds once, and slices. A local
+    condition stands behind it there.
 
     Args:
         network: stays the owner of the weights; it is read again when they change.
@@ -47,6 +48,8 @@ class InferenceUnet:
         self._table, self._condition = Made(self._film_table), Made(self._film_condition)
         self._parts: list[Made | Matrix] = [self._table, self._condition]
         self._films: list[nn.Linear] = []
+        # Of its two encoders the second is not part of what the network computes.
+        self._local = None if network.local_cond_encoder is None else _Residual(self, network.local_cond_encoder[0])
         self._down = [self._level(level) for level in network.down_modules]
         self._mid = [_Residual(self, block) for block in network.mid_modules]
         self._up = [self._level(level) for level in network.up_modules]
@@ -58,23 +61,33 @@ class InferenceUnet:
         return sum(part.nbytes for part in self._parts)
 
     def features(self, condition: Tensor) -> Tensor:
-        """(B, C) -> (B, F): the condition's part of all FiLM terms; see InferenceNetwork."""
+        """(B, G + T L) -> (B, F + T L): the global condition's part of all FiLM terms, and the local one as it is."""
         self._refresh()
-        return linear(mish(condition.float()), self._condition.value)
+        given = condition.float()
+        film = linear(mish(given[:, : self.network.global_cond_dim]), self._condition.value)
+        return film if self._local is None else torch.cat([film, given[:, self.network.global_cond_dim :]], dim=1)
 
     def __call__(self, x: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """x: (N, T, Da), t: (N,), features: (N, F) -> (N, T, Da).
+        """x: (N, T, D), t: (N,), features: (N, F + T L) -> (N, T, D).
 
         Raises:
             ValueError: T is not divisible by 2 ** (levels - 1).
         """
         if x.shape[1] % (factor := 2 ** (len(self._down) - 1)):
-            raise ValueError(f"x must be (N, T, Da) with T divisible by {factor}, got {tuple(x.shape)}")
-        film = self._table.value[t] + features
+            raise ValueError(f"x must be (N, T, D) with T divisible by {factor}, got {tuple(x.shape)}")
+        table = self._table.value
+        film = table[t] + features[:, : table.shape[1]]
+        beside = None
+        if self._local is not None:
+            local = features[:, table.shape[1] :].unflatten(1, (x.shape[1], -1)).transpose(0, 1)
+            beside = self._local(local.to(self.dtype).contiguous(), film)
         x = x.transpose(0, 1).to(self.dtype).contiguous()
         skips = []
         for first, second, down in self._down:
-            x = second(first(x, film), film)
+            x = first(x, film)
+            if beside is not None:
+                x, beside = x + beside, None
+            x = second(x, film)
             skips.append(x)
             x = down(x)
         for block in self._mid:
