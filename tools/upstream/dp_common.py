@@ -47,7 +47,7 @@ class Workspace(BaseWorkspace):
         self.ema_model = None
         self.global_step, self.epoch = 1200, 40
 
-    def finish(self, normalizer: nn.Module) -> nn.Module:
+    def finish(self, normalizer: nn.Module) -> Any:
         """Weights, statistics, EMA and an optimizer that has made a step; returns the policy that is used."""
         policy = self.model
         modules = [policy.model] + [m for m in [getattr(policy, "obs_encoder", None)] if m is not None]
@@ -80,7 +80,7 @@ class Workspace(BaseWorkspace):
             group["lr"] = rate
 
 
-def readout(policy: nn.Module) -> None:
+def readout(policy: Any) -> None:
     """Fit the network's last layer, for random observations of unit size."""
     network, scheduler = policy.model, policy.noise_scheduler
     last = network.final_conv[1] if hasattr(network, "final_conv") else network.head
@@ -99,7 +99,7 @@ def readout(policy: nn.Module) -> None:
     fit_readout(call, last, scheduler.alphas_cumprod, (T, D), prediction, spread)
 
 
-def condition(policy: nn.Module, nobs: Tensor) -> dict[str, Tensor]:
+def condition(policy: Any, nobs: Tensor) -> dict[str, Tensor]:
     """What the network is given for normalised observations or features (B, To, F), by name."""
     if getattr(policy, "obs_as_cond", False):
         return {"cond": nobs}
@@ -113,9 +113,7 @@ def condition(policy: nn.Module, nobs: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def chunk(
-    fixture: Fixture, policy: nn.Module, obs: dict[str, Tensor], encode: Callable[[dict[str, Tensor]], Tensor]
-) -> None:
+def chunk(fixture: Fixture, policy: Any, obs: dict[str, Tensor], encode: Callable[[dict[str, Tensor]], Tensor]) -> None:
     """Run the policy: its network once, then a whole chunk, in float32 and, for the error of float32, in float64.
 
     Args:
@@ -152,7 +150,7 @@ def chunk(
     fixture.meta["precision"] = {"float32_to_float64_max": float(f"{error.abs().max():.2g}")}
 
 
-def facts(cfg: DictConfig, policy: nn.Module, resolved: bool) -> dict[str, Any]:
+def facts(cfg: DictConfig, policy: Any, resolved: bool) -> dict[str, Any]:
     """meta.json of a policy of diffusion_policy."""
     return {
         "project": "diffusion_policy",

@@ -74,7 +74,7 @@ def statistics(cfg: DiffusionConfig) -> dict[str, dict[str, Tensor]]:
     return out
 
 
-def finish(policy: nn.Module) -> None:
+def finish(policy: Any) -> None:
     """Weights of a policy whose statistics are there."""
     diffusion, cfg = policy.diffusion, policy.config
     fill(diffusion, "lerobot")
@@ -98,7 +98,7 @@ def finish(policy: nn.Module) -> None:
 @torch.no_grad()
 def chunk(
     fixture: Fixture,
-    policy: nn.Module,
+    policy: Any,
     obs: Obs,
     before: Callable[[Obs], Obs],
     after: Callable[[Tensor], Tensor],
@@ -159,7 +159,7 @@ def chunk(
     fixture.meta["precision"] = {"float32_to_float64_max": float(f"{error.abs().max():.2g}")}
 
 
-def facts(policy: nn.Module, layout: str) -> dict[str, Any]:
+def facts(policy: Any, layout: str) -> dict[str, Any]:
     """meta.json of a policy of LeRobot."""
     cfg = policy.config
     return {

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixture import Fixture
-from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
-from lerobot.policies.factory import make_pre_post_processors
-from lerobot_common import chunk, config, facts, finish, observations, statistics
+from fixture import Fixture, allow_torchvision
+
+allow_torchvision()
+
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy  # noqa: E402
+from lerobot.policies.factory import make_pre_post_processors  # noqa: E402
+from lerobot_common import chunk, config, facts, finish, observations, statistics  # noqa: E402
 
 STATE, ENV = "observation.state", "observation.environment_state"
 TOP, WRIST = "observation.images.top", "observation.images.wrist"

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixture import Fixture
-from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
-from lerobot_common import chunk, config, facts, finish, observations, statistics
+from fixture import Fixture, allow_torchvision
+
+allow_torchvision()
+
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy  # noqa: E402
+from lerobot_common import chunk, config, facts, finish, observations, statistics  # noqa: E402
 
 STATE, IMAGE = "observation.state", "observation.image"
 

@@ -11,6 +11,7 @@ import copy
 import math
 import zlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def fill(module: nn.Module, seed: str = "") -> None:
 @torch.no_grad()
 def fit_readout(
     network: Callable[[Tensor, Tensor], Tensor],
-    readout: nn.Module,
+    readout: nn.Linear | nn.Conv1d,
     abar: Tensor,
     shape: tuple[int, int],
     prediction: str = "epsilon",
@@ -98,6 +99,7 @@ def fit_readout(
     solution = torch.linalg.solve(gram, h.T @ torch.cat(targets).double()).T
     solution = (solution * 256).round() / 256
     readout.weight.copy_(solution[:, :-1].reshape(readout.weight.shape))
+    assert readout.bias is not None
     readout.bias.copy_(solution[:, -1])
 
 
@@ -116,11 +118,12 @@ def settle(encoder: nn.Module, images: Tensor | dict[str, Tensor]) -> None:
     for norm in norms:
         norm.momentum = 0.1
         for buffer in (norm.running_mean, norm.running_var):
+            assert buffer is not None
             mantissa, exponent = torch.frexp(buffer)
             buffer.copy_(torch.ldexp((mantissa * 16).round() / 16, exponent))
 
 
-def doubled(module: nn.Module) -> nn.Module:
+def doubled(module: nn.Module) -> Any:
     """A copy in float64. Upstream's embedding of t is float32 whatever the weights are: its values stay, widened."""
     exact = copy.deepcopy(module).double()
     for part in exact.modules():
