@@ -38,7 +38,7 @@ class Cell:
         sampler: the sampler's name, the same for the same settings in one report.
         sampler_config: its `SamplerConfig` as plain data.
         runtime: the `RuntimeConfig` it runs in, as plain data.
-        exact: whether it draws from the law of the full DDPM chain.
+        exact: whether it draws from the law of the policy's DDPM chain: of all training timesteps, or of its own fewer.
         verifies: whether it tests its drafts.
         reference: whether it is that chain, sampled step by step.
         reference_steps: steps of that chain.

@@ -104,7 +104,8 @@ def _cell(policy: Any, name: str, env: Any, sampler: str, bound: BoundSampler, r
     from diffpolicy_spec.envs.tasks import get_task
 
     schedule, config = bound.schedule, bound.config
-    full_chain = schedule.kind == "ddpm" and schedule.num_steps == schedule.num_train_timesteps
+    chain = policy.bind(SamplerConfig("ddpm")).schedule  # of all training timesteps, or of those it is used with
+    full_chain = schedule.kind == "ddpm" and torch.equal(schedule.timesteps, chain.timesteps)
     return Cell(
         task=env.task,
         policy=name,
@@ -115,7 +116,7 @@ def _cell(policy: Any, name: str, env: Any, sampler: str, bound: BoundSampler, r
         exact=full_chain and config.method in ("ddpm", "speculative", "tree"),
         verifies=config.method in ("speculative", "tree"),
         reference=full_chain and config.method == "ddpm",
-        reference_steps=schedule.num_train_timesteps,
+        reference_steps=chain.num_steps,
         timesteps=tuple(schedule.timesteps.tolist()),
         action_repr=env.action_repr,
         n_action_steps=policy.config.n_action_steps,

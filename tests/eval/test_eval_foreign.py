@@ -10,9 +10,11 @@ import sys
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from tiny_policy import tiny_policy
 from upstream_fixtures import fixture
 
 from diffpolicy_spec.envs import RenderUnavailable, make_env
+from diffpolicy_spec.envs.tasks import get_task
 from diffpolicy_spec.eval.episode_table import read_stores
 from diffpolicy_spec.eval.evaluate import evaluate
 from diffpolicy_spec.eval.settings import prepare
@@ -164,10 +166,6 @@ def test_image_policies(upstream, draws, tmp_path, name, overrides, images):
 
 
 def test_transport_takes_twenty_numbers_of_two_arms(tmp_path):
-    from tiny_policy import tiny_policy
-
-    from diffpolicy_spec.envs.tasks import get_task
-
     policy = tiny_policy(obs_dims=dict(get_task("transport").obs), action_dim=20, task="transport")
     policy.save(tmp_path / "policy")
     settings = prepare(run_config(tmp_path / "policy", tmp_path / "out", "task=transport"))
@@ -178,3 +176,17 @@ def test_transport_takes_twenty_numbers_of_two_arms(tmp_path):
     assert env.action_space.shape == (20,)
     env.step([number for arm in pose for number in arm])
     settings.worker.close()
+
+
+def test_what_is_exact_is_measured_at_the_policys_own_chain(upstream, tmp_path):
+    """A policy that is used with 20 of 100 steps of DDPM: that chain is drawn exactly, and is the reference."""
+    given = ("task=lift", "samplers=[ddpm100,ddim10,speculative]")
+    tiny_policy(num_inference_steps=20).save(tmp_path / "few")
+    for name, steps in ((tmp_path / "few", 20), (upstream("dp_unet_lowdim_global"), 100)):
+        settings = prepare(run_config(name, tmp_path / "out", *given))
+        settings.worker.close()
+        cells = {work.cell.sampler: work.cell for work in settings.works.values()}
+        assert {s: (c.exact, c.reference, len(c.timesteps), c.reference_steps) for s, c in cells.items()} == {
+            "ddpm100": (True, True, steps, steps), "ddim10": (False, False, 10, steps),
+            "speculative": (True, False, steps, steps),
+        }  # fmt: skip
