@@ -140,9 +140,9 @@ def test_rotations_of_actions_are_not_scaled():
     for column in (0, 1, 2, 9):
         assert normalized[:, column].amin() == pytest.approx(-1, abs=1e-5)
         assert normalized[:, column].amax() == pytest.approx(1, abs=1e-5)
-    two_arms = fit_normalizer(
-        [Episode("demo_0", obs, np.tile(actions, (1, 2)))], tiny_config(action_dim=20)
-    ).fields("action")
+    two_arms = fit_normalizer([Episode("demo_0", obs, np.tile(actions, (1, 2)))], tiny_config(action_dim=20)).fields(
+        "action"
+    )
     assert (two_arms["scale"] == 1).nonzero().flatten().tolist() == [*range(3, 9), *range(13, 19)]
 
 
