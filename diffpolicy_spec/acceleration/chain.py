@@ -149,6 +149,9 @@ def _check_steps(schedule: Schedule, scheduler: Any, steps: int) -> None:
     """
     twin = copy.deepcopy(scheduler)  # set_timesteps writes into it
     twin.set_timesteps(steps)
+    for name, value in list(vars(twin).items()):
+        if isinstance(value, Tensor):  # training may have left its tables on a GPU
+            setattr(twin, name, value.cpu())
     if [int(t) for t in twin.timesteps] != schedule.timesteps.tolist():
         raise _other_steps(scheduler, steps, "its timesteps are others")
     K = schedule.num_steps

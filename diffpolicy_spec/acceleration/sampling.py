@@ -117,7 +117,7 @@ class LiveSampler:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             sampler = self._sampler(live, chain, device)
             condition = flat(chunk.parts, chunk.shape[0], device)
-            runner = self._running(network, call, chunk, sampler, autocast)
+            runner = self._running(live, call, chunk, sampler, autocast)
             if sampler.config.method in ("ddpm", "ddim"):
                 noise = draw_live_noise(
                     chunk.shape, sampler.schedule, chunk.generator, device, chunk.dtype, start=chunk.start
@@ -154,18 +154,20 @@ class LiveSampler:
         return self._shared
 
     def _running(
-        self, network: nn.Module, call: Call, chunk: Chunk, sampler: BoundSampler, autocast: torch.dtype | None
+        self, live: nn.Module, call: Call, chunk: Chunk, sampler: BoundSampler, autocast: torch.dtype | None
     ) -> Runner:
-        live, shapes = unwrapped(network), {name: part.shape[1:] for name, part in chunk.parts.items()}
+        shapes = {name: part.shape[1:] for name, part in chunk.parts.items()}
         shared = self._share(live) if autocast is None else None
         if shared is not None and chunk.shape[1:] != _plan_of(shared, chunk):
             shared = None
         runtime = sampler.config.runtime or self.runtime or RuntimeConfig()
         steps = sampler.schedule.num_train_timesteps
         draft = self._draft if sampler.uses_draft else None
-        key = (network, shared, autocast, tuple(shapes.items()), steps, runtime, chunk.device, draft)
+        if shared is not None and shared.written_unseen():
+            self._runner = None
+        key = (live, shared, autocast, tuple(shapes.items()), steps, runtime, chunk.device, draft)
         if self._runner is None or not _same(self._runner[0], key):
-            module = AsItIs(network, call, shapes, autocast) if shared is None else shared.network
+            module = AsItIs(live, call, shapes, autocast) if shared is None else shared.network
             self._runner = key, Runner(module, draft, steps, runtime)
         return self._runner[1]
 

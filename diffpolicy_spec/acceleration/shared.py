@@ -45,13 +45,31 @@ class Shared:
         self._modules = list(live.modules())
         self._children = [(m._modules, name, child) for m in self._modules for name, child in m._modules.items()]
         self._numbers = [len(m._modules) for m in self._modules]
+        small = [(where, name) for where, name, _, _ in self._tied if where[name].ndim == 1]
+        self._probes = [small[i] for i in sorted({0, len(small) // 2, len(small) - 1})] if small else []
         self.tie()
+        self._seen = self._look()
 
     def tie(self) -> None:
         """Take over parameters and buffers of the live network that have been replaced by others."""
         for ours, name, theirs, there in self._tied:
             if ours[name] is not theirs[there]:
                 ours[name] = theirs[there]
+
+    def written_unseen(self) -> bool:
+        """Whether weights have been written to in a way that torch does not count, such as `p.data.copy_(...)`, since
+        this was asked last. Three of the smallest are looked at: training, averaging and copying change them all."""
+        before, self._seen = self._seen, self._look()
+        return any(
+            place == now_at and not torch.equal(value, now)
+            for (place, value), (now_at, now) in zip(before, self._seen, strict=True)
+        )
+
+    def _look(self) -> list[tuple[tuple[int, int], Tensor]]:
+        """Where the probes are, how often torch has seen them written to, and what they are."""
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = [where[name].detach() for where, name in self._probes]
+            return [((p.data_ptr(), -1 if p.is_inference() else p._version), p.clone()) for p in tensors]
 
     def holds(self) -> bool:
         """Whether the live network is still what it was read as: its modules, no hooks, float32 weights."""

@@ -187,7 +187,12 @@ def assign(network):
                              for n, v in network.state_dict().items()}, assign=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [halve, load, assign])
+def write_unseen(network):
+    for p in network.parameters():
+        p.data.mul_(0.5)
+
+
+@pytest.mark.parametrize("change", [halve, load, assign, write_unseen])
 @pytest.mark.parametrize("name", ["dp unet global", "dp transformer", "lerobot", "robomimic"])
 def test_other_weights_are_seen(name: str, change):
     policy = dps.accelerate(MAKERS[name](), "ddpm")
