@@ -170,3 +170,20 @@ def test_no_warning_for_the_usual_settings():
         warnings.simplefilter("error")
         Schedule.from_diffusers(COMMON, 10, eta=0.0)
         Schedule.from_diffusers(COMMON)
+
+
+def test_old_releases_take_the_stored_betas():
+    """diffusers up to 0.11 rounds a DDPM chain of all steps otherwise than later ones; everything else is the same."""
+    config = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
+    old = {**config, "_diffusers_version": "0.11.1"}
+    betas = DDPMScheduler(**config).betas
+    abar = torch.cumprod(1.0 - betas, dim=0).double()
+    expected = betas[0].double() / (1 - abar[0])
+    assert 1e-6 < abs(expected - 1) < 1e-4
+    assert float(Schedule.from_diffusers(old).A[-1]) == pytest.approx(float(expected), rel=1e-12)
+    assert float(Schedule.from_diffusers(config).A[-1]) == 1.0
+    same = ({**config, "_diffusers_version": "0.12.0"}, None, None), (old, 10, None), (old, None, 0.0)
+    for settings, steps, eta in same:
+        ours, theirs = (Schedule.from_diffusers(c, steps, eta=eta) for c in (settings, config))
+        assert torch.equal(ours.A, theirs.A)
+        assert torch.equal(ours.sigma, theirs.sigma)

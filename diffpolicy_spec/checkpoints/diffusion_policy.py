@@ -50,12 +50,11 @@ def read_diffusion_policy(
 
     Raises:
         CheckpointError: truncated or damaged; it carries code; another class; or a setting that has no counterpart
-            here: the message names it.
-        ValueError: an unknown `weights`.
+            here: the message names it. Or `weights` is unknown.
     """
     path = Path(path)
     if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}; got '{weights}'")
+        raise CheckpointError(f"weights must be one of {', '.join(WEIGHTS)}; got '{weights}'")
     payload = read_pickled(path) if payload is None else payload
     if not is_diffusion_policy(payload):
         keys = ", ".join(str(key)[:40] for key in list(payload)[:8])

@@ -17,7 +17,7 @@ from diffpolicy_spec.checkpoints.errors import CheckpointError
 
 __all__ = ["MAX_OPCODES", "Called", "Global", "Persistent", "decode"]
 
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = 1_000_000
 """Opcodes a pickle may have (a tensor takes about 35): they bound what a description takes, about 200 bytes each."""
 
 

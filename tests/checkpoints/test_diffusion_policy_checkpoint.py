@@ -86,7 +86,7 @@ def test_choice_of_weights(tmp_path: Path) -> None:
     assert any(not torch.equal(average.network[name], raw.network[name]) for name in raw.network)
     auto = read_diffusion_policy(path)
     assert all(torch.equal(auto.network[name], value) for name, value in average.network.items())
-    with pytest.raises(ValueError, match="weights must be one of"):
+    with pytest.raises(CheckpointError, match="weights must be one of"):
         read_diffusion_policy(path, "best")
     path, _, _ = fixture("dp_unet_no_ema", tmp_path)
     with pytest.raises(CheckpointError, match="lacks 'ema_model'; there are: model"):
