@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bz2
 import functools
+import gzip
+import io
 import json
 import lzma
 import zlib
@@ -26,13 +28,8 @@ class ChunkError(OSError):
     """A chunk that must not be decompressed; readers make a DataError of it that names file and array."""
 
 
-# What is decompressed without knowing how much there is: unpacked up to a limit. codec -> (data, limit) -> data.
-_BOUNDED: dict[str, Callable[[bytes, int], bytes]] = {
-    "zlib": lambda data, limit: zlib.decompressobj(47).decompress(data, limit),
-    "gzip": lambda data, limit: zlib.decompressobj(47).decompress(data, limit),
-    "bz2": lambda data, limit: bz2.BZ2Decompressor().decompress(data, limit),
-    "lzma": lambda data, limit: lzma.LZMADecompressor().decompress(data, limit),
-}
+_PIECE = 1 << 20  # bytes that are unpacked at a time
+_FILES: dict[str, Callable[[io.BytesIO], Any]] = {"gzip": gzip.open, "bz2": bz2.open, "lzma": lzma.open}
 
 
 def check_chunk(codec: str, data: bytes, chunk_bytes: int, name: str) -> None:
@@ -51,13 +48,28 @@ def check_chunk(codec: str, data: bytes, chunk_bytes: int, name: str) -> None:
         unpacked = _zstd_size(data)
     elif codec == "lz4":  # numcodecs puts the size before it
         unpacked = int.from_bytes(data[:4], "little")
-    elif codec in _BOUNDED and 1032 * len(data) > limit:
+    elif codec in ("bz2", "lzma") or (codec in ("zlib", "gzip") and 1032 * len(data) > limit):
         try:
-            unpacked = len(_BOUNDED[codec](data, limit + 1))
+            unpacked = _count(codec, data, limit)
         except (zlib.error, OSError, lzma.LZMAError, EOFError):
             return  # the codec itself will say what is wrong
     if unpacked > limit:
         raise ChunkError(f"chunk {name} would unpack to more than {limit / 1e6:,.0f} MB: damaged?")
+
+
+def _count(codec: str, data: bytes, limit: int) -> int:
+    """Bytes that come out of a chunk whose header does not say, counted until they are more than `limit`."""
+    total = 0
+    if codec == "zlib":
+        unpacker = zlib.decompressobj()
+        while data and total <= limit:
+            total += len(unpacker.decompress(data, _PIECE))
+            data = unpacker.unconsumed_tail
+        return total
+    with _FILES[codec](io.BytesIO(data)) as file:
+        while total <= limit and (piece := file.read(_PIECE)):
+            total += len(piece)
+    return total
 
 
 def _zstd_size(data: bytes) -> int:
