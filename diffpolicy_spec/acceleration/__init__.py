@@ -8,6 +8,8 @@
     as_it_is.py   a live network without one of ours
     stored.py     what calibration has found for it
     loop.py       the diffusers-facing form
+
+Objects are recognised by the names of their classes; none of the other projects is imported.
 """
 
 from .attach import accelerate, accelerated, decelerate

@@ -1,12 +1,15 @@
 """Live policies as they are against the same policies accelerated, side by side in one process.
 
-    python benchmarks/accelerate.py             # some ten minutes on a quiet machine; --chunks 3 --small to try it
+    python benchmarks/live_policies.py             # some ten minutes on a quiet machine; --chunks 3 --small to try it
+
+    # upstream's own classes, DIR as tools/upstream/setup.sh makes it
+    PYTHONPATH=.:DIR/diffusion_policy:DIR/robomimic-0.2.0 DIR/venv/bin/python benchmarks/live_policies.py
 
 Policies are upstream's own where diffusion_policy or lerobot can be imported (tools/upstream), else the stand-ins of
-tests/accelerate, which have the published networks and loops. The Lift networks are trained: they have the shipped
+tests/acceleration, which have the published networks and loops. The Lift networks are trained: they have the shipped
 policy's weights, and recorded observations of Lift. The published sizes have random weights: of theirs, milliseconds a
 call mean something, the number of speculative calls does not. Chunks of a policy's variants take turns. Writes
-benchmarks/results/accelerate.{json,md}.
+benchmarks/results/live_policies.{json,md}.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -84,10 +88,11 @@ class Live:
 
 def module(name: str) -> Any:
     """A module of upstream, or None."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
+    if importlib.util.find_spec(name.split(".")[0]) is None:
         return None
+    sys.path.insert(0, str(ROOT / "tools" / "upstream"))
+    importlib.import_module("fixture").allow_torchvision()
+    return importlib.import_module(name)
 
 
 def scheduler() -> Any:
@@ -97,7 +102,7 @@ def scheduler() -> Any:
 
 
 def standins() -> Any:
-    sys.path.insert(0, str(ROOT / "tests" / "accelerate"))
+    sys.path.insert(0, str(ROOT / "tests" / "acceleration"))
     return importlib.import_module("standins")
 
 
@@ -257,7 +262,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=30, help="chunks of every variant")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="the Lift networks only")
-    parser.add_argument("--output", type=Path, default=RESULTS / "accelerate")
+    parser.add_argument("--output", type=Path, default=RESULTS / "live_policies")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
