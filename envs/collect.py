@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class CollectConfig:
         seed: episodes use the seeds seed, seed + 1, ... (evaluation starts at 100000).
         num_workers: processes; the result does not depend on it.
         max_steps: an episode that takes longer is a failure.
+        images: "<camera>_image" -> (height, width) of the images to record, pixels.
     """
 
     task: str
@@ -48,6 +49,7 @@ class CollectConfig:
     seed: int = 0
     num_workers: int = 1
     max_steps: int = 200
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("num_demos", 1), ("seed", 0), ("num_workers", 1), ("max_steps", 1)):
@@ -98,7 +100,9 @@ def collect(config: CollectConfig, *, progress: bool = True) -> CollectSummary:
     require("h5py", extra="sim")  # missing, it should be missed now and not in half an hour
     if config.output.exists():
         raise CollectError(f"{config.output} is there already: remove it or choose another output")
-    with demonstration_env(config.task, config.max_steps) as env:  # also the check that task and simulator exist
+    with demonstration_env(
+        config.task, config.max_steps, config.images
+    ) as env:  # also the check that task and simulator exist
         make_expert(config.task, np.random.default_rng(0))
         env_args, model_xml = env.unwrapped.env_args(), env.unwrapped.model_xml()
     parts = _open_parts(config)
@@ -137,6 +141,8 @@ def _open_parts(config: CollectConfig) -> Path:
     parts.mkdir(parents=True, exist_ok=True)
     # Neither the number of workers nor how many are wanted changes any episode.
     mine = {key: value for key, value in asdict(config).items() if key in ("task", "seed", "max_steps")}
+    if config.images:
+        mine["images"] = {key: list(size) for key, size in config.images.items()}
     note = parts / "collection.json"
     if note.exists():
         theirs = json.loads(note.read_text())
@@ -168,7 +174,7 @@ def _episodes(config: CollectConfig, parts: Path) -> Iterator[tuple[int, Any]]:
                         config.num_workers,
                         mp_context=multiprocessing.get_context("spawn"),
                         initializer=_start_worker,
-                        initargs=(config.task, config.max_steps),
+                        initargs=(config.task, config.max_steps, config.images),
                     )
                 pending.append((seed, pool.submit(_work, seed)))
             seed, future = pending.popleft()
@@ -186,12 +192,12 @@ def _episodes(config: CollectConfig, parts: Path) -> Iterator[tuple[int, Any]]:
 _worker_env: Any = None
 
 
-def _start_worker(task: str, max_steps: int) -> None:
+def _start_worker(task: str, max_steps: int, images: dict[str, tuple[int, int]]) -> None:
     global _worker_env
     from diffpolicy_spec.envs.demonstrate import demonstration_env
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_env = demonstration_env(task, max_steps)
+    _worker_env = demonstration_env(task, max_steps, images)
 
 
 def _end_with_parent() -> None:
@@ -218,6 +224,7 @@ def run(cfg: dict[str, Any]) -> CollectSummary:
             seed=cfg["seed"],
             num_workers=cfg["num_workers"],
             max_steps=cfg["max_steps"],
+            images={key: (int(h), int(w)) for key, (_, h, w) in (cfg["task"].get("images") or {}).items()},
         )
     )
     low, middle, high = np.percentile(summary.lengths, [5, 50, 95])
@@ -229,7 +236,10 @@ def run(cfg: dict[str, Any]) -> CollectSummary:
 
 
 def main() -> None:
-    """Command line: `dps-collect task=lift num_demos=300 output=data/lift.hdf5 seed=0 num_workers=2`."""
+    """Command line: `dps-collect task=lift num_demos=300 output=data/lift.hdf5 seed=0 num_workers=2`.
+
+    With task=lift_image and the like, the images of that task are recorded, too.
+    """
     command("dps-collect", "collect", "sim", run)
 
 

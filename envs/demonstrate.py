@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -17,9 +18,16 @@ __all__ = ["HOLD_STEPS", "demonstrate", "demonstration_env"]
 HOLD_STEPS = 10  # solved states in a row before recording stops, as robosuite's own recorder does
 
 
-def demonstration_env(task: str, max_steps: int) -> gym.Env[Any, Any]:
-    """The environment that demonstrations are recorded in: absolute actions, and it runs on after success."""
-    return make_env(task, action_repr="absolute", terminate_on_success=False, horizon=max_steps)
+def demonstration_env(
+    task: str, max_steps: int, images: Mapping[str, tuple[int, int]] | None = None
+) -> gym.Env[Any, Any]:
+    """The environment that demonstrations are recorded in: absolute actions, and it runs on after success.
+
+    Args:
+        images: "<camera>_image" -> (height, width) of what is recorded besides the task's observation.
+    """
+    options = {"images": dict(images)} if images else {}
+    return make_env(task, action_repr="absolute", terminate_on_success=False, horizon=max_steps, **options)
 
 
 def demonstrate(env: gym.Env[Any, Any], seed: int) -> Episode:

@@ -72,6 +72,7 @@ def run(cfg: dict[str, Any]) -> Path:
         storage_dtype=cfg["storage_dtype"],
         provenance={"dataset": dataset.name, "train_filter": cfg["train_filter"], "torch": torch.__version__},
         images=images,
+        export_lerobot=cfg["export_lerobot"],
     )
     parameters = sum(p.numel() for part in (policy.network, policy.encoder) if part for p in part.parameters())
     if first_process():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffpolicy_spec.checkpoints.lerobot_write import write_lerobot
 from diffpolicy_spec.checkpoints.native import STORAGE_DTYPES, load_native, save_policy
 from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.optional import require
@@ -24,10 +26,13 @@ from diffpolicy_spec.training.processes import join_processes
 from diffpolicy_spec.training.run import TrainingRun, prepare_run
 from diffpolicy_spec.training.state import TrainingError, load_state, save_state
 
-__all__ = ["CURVE", "PLOT", "POLICY", "SNAPSHOTS", "STATE", "train"]
+__all__ = ["CURVE", "LEROBOT", "PLOT", "POLICY", "SNAPSHOTS", "STATE", "train"]
 
 STATE, POLICY, CURVE, PLOT, SNAPSHOTS = "state.pt", "policy", "loss.jsonl", "loss.png", "snapshots"
 """What a run leaves in its output folder."""
+
+LEROBOT = "lerobot"
+"""And where it asks for it, the policy for LeRobot."""
 
 
 def train(
@@ -44,6 +49,7 @@ def train(
     provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
     images: ImageLoading | None = None,
+    export_lerobot: bool = False,
 ) -> DiffusionPolicy:
     """Fit a policy; go on where an earlier run in `output` with the same settings and data was interrupted.
 
@@ -60,9 +66,11 @@ def train(
         provenance: more to be written into the checkpoint's "training" section.
         progress: show bars.
         images: how images are read; None: the defaults.
+        export_lerobot: write the policy as a folder for LeRobot, too: `lerobot/`.
 
     Raises:
         DataError: no sequences, actions of another size than the config's, or images that cannot be read.
+        CheckpointError: export_lerobot, and LeRobot has no such policy; known before the first step.
         ScheduleError: the scheduler config is not supported.
         TrainingError: `output` is a file, holds a run with other settings or data, or (to be overwritten) something
             that is no run; storage_dtype is unknown; or the loss is not finite.
@@ -89,6 +97,9 @@ def train(
         progress=partial(shown, desc="images into memory", unit="piece"),
     )  # fmt: skip
     if processes.writes:
+        if export_lerobot:  # refused now, not after the training
+            with tempfile.TemporaryDirectory() as trial:
+                write_lerobot(run.policy(), Path(trial) / LEROBOT)
         if overwrite:
             _remove_run(output)
         output.mkdir(parents=True, exist_ok=True)
@@ -107,6 +118,9 @@ def train(
     if processes.writes:
         save_policy(run.policy(), output / POLICY, storage_dtype=storage_dtype, training=_done(where_from, run))
         plot_curves(read_records(output / CURVE), output / PLOT)
+        if export_lerobot:
+            for sentence in write_lerobot(run.policy(), output / LEROBOT):
+                print(f"{output / LEROBOT}: {sentence}")
     processes.wait()
     # Read back: the policy is what the stored weights say.
     policy = load_native(output / POLICY, processes.device)

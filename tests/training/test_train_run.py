@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_dataset import write_dataset
 
-from diffpolicy_spec.checkpoints import load_policy
+from diffpolicy_spec.checkpoints import CheckpointError, load_policy
 from diffpolicy_spec.configs import __file__ as configs_file
 from diffpolicy_spec.schedule import ScheduleError
 from diffpolicy_spec.training import TrainingError
@@ -140,6 +141,50 @@ def test_other_settings_or_data_in_the_same_output(finished, dataset, tmp_path):
     other = write_dataset(tmp_path / "other.hdf5", seed=1)
     with pytest.raises(TrainingError, match=r"data: .*sha256"):
         run(settings(f"dataset={other}", f"output={finished}", "max_steps=150"))
+
+
+@pytest.mark.parametrize("conditioning", ["local", "inpainting"])
+def test_other_conditionings(dataset, tmp_path, conditioning):
+    """Trained as diffusion_policy does; the policy is stored and acts."""
+    output = tmp_path / "run"
+    options = [f"+model.conditioning={conditioning}", "scheduler.prediction_type=sample", "max_steps=60"]
+    run(settings(f"dataset={dataset}", f"output={output}", *options))
+    losses = [json.loads(line)["train_loss"] for line in (output / "loss.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.7 * losses[0]
+    policy = load_policy(output / "policy")
+    assert policy.config.conditioning == conditioning
+    obs = {key: torch.zeros(2, 2, d) for key, d in policy.config.obs_dims.items()}
+    assert policy.predict_action(obs, generator=torch.Generator().manual_seed(0)).action.shape == (2, 8, 10)
+
+
+def test_bf16(finished, dataset, tmp_path):
+    """Weights and statistics stay float32; the curve is that of float32 to bf16's digits, and not to more."""
+    run(settings(f"dataset={dataset}", f"output={tmp_path / 'run'}", "max_steps=150", "precision=bf16"))
+    curves = [
+        [json.loads(line)["train_loss"] for line in (folder / "loss.jsonl").read_text().splitlines()]
+        for folder in (finished, tmp_path / "run")
+    ]
+    assert curves[0] != curves[1]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.05)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert {v.dtype for v in [*state["network"].values(), *state["ema"]]} == {torch.float32}
+    with pytest.raises(ValueError, match="precision must be float32 or bf16, got 'fp16'"):
+        run(settings(f"dataset={dataset}", f"output={tmp_path / 'other'}", "precision=fp16"))
+
+
+def test_export_to_lerobot(dataset, tmp_path, capsys):
+    output = tmp_path / "run"
+    options = [f"dataset={dataset}", f"output={output}", "export_lerobot=true", "max_steps=10", "storage_dtype=float32"]
+    run(settings(*options))
+    ours, theirs = load_policy(output / "policy"), load_policy(output / "lerobot")
+    for name, value in ours.network.state_dict().items():
+        if "cond_encoder" not in name:  # whose columns have LeRobot's order
+            torch.testing.assert_close(theirs.network.state_dict()[name], value)
+    assert f"{output / 'lerobot'}: " in capsys.readouterr().out
+    refused = [f"output={tmp_path / 'refused'}", "+model.conditioning=inpainting"]
+    with pytest.raises(CheckpointError, match="LeRobot"):
+        run(settings(*options, *refused))
+    assert not (tmp_path / "refused").exists()
 
 
 def test_overwrite(dataset, tmp_path):

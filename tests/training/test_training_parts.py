@@ -10,12 +10,14 @@ import torch
 from tiny_policy import OBS_DIMS, SCHEDULER, tiny_config
 
 from diffpolicy_spec.data import Episode
+from diffpolicy_spec.policies import TransformerConfig
 from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits
 from diffpolicy_spec.schedule import training_abar
 from diffpolicy_spec.training import TrainConfig
-from diffpolicy_spec.training.batches import Batches, TrainingData, fit_normalizer, prepare
+from diffpolicy_spec.training.batches import Batches, TrainingData, cut_for, fit_normalizer, prepare
 from diffpolicy_spec.training.curves import append_record, plot_curves, read_records, truncate_records
-from diffpolicy_spec.training.objective import add_noise, prediction_target
+from diffpolicy_spec.training.model import DenoisingModel, parameter_groups
+from diffpolicy_spec.training.objective import add_noise, denoising_loss, prediction_target
 from diffpolicy_spec.training.optim import Ema, cosine_lr
 from diffpolicy_spec.training.order import Share
 
@@ -127,6 +129,58 @@ def test_sequences_are_normalised_key_by_key():
     torch.testing.assert_close(condition[:, 3:5], normalizer.normalize("b", sequences.obs[:, 1, :2]))
     torch.testing.assert_close(condition[:, 2:3], normalizer.normalize("a", sequences.obs[:, 0, 2:]))
     torch.testing.assert_close(x0, normalizer.normalize("action", sequences.actions))
+
+
+def test_known_coordinates_are_shown_and_not_judged():
+    """Inpainting: a step of the plan is (action, observation); the first To observations are known."""
+    config = tiny_config(obs_dims={"a": 3}, action_dim=2, action_repr="raw", conditioning="inpainting")
+    rng = np.random.default_rng(0)
+    episode = Episode(
+        "demo", {"a": rng.normal(size=(30, 3)).astype(np.float32)}, rng.normal(size=(30, 2)).astype(np.float32)
+    )
+    sequences = cut_for(config, [episode])
+    data = prepare(sequences, config, fit_normalizer([episode], config))
+    assert data.x0.shape == (len(sequences), 16, 5)
+    assert data.condition.shape == (len(sequences), 0)
+    assert data.known.nonzero().tolist() == [[step, column] for step in (0, 1) for column in (2, 3, 4)]
+    batch = Batches(data, batch_size=6, num_timesteps=100, seed=0).at(0)
+    abar = torch.from_numpy(training_abar(SCHEDULER)).float()
+    seen = []
+
+    def model(x_t, t, condition):
+        seen.append(x_t)
+        return torch.where(batch.known, 1e3, batch.noise + 0.5)  # far off where nobody asks
+
+    loss = denoising_loss(model, batch, abar, "epsilon")
+    assert loss == pytest.approx(0.25 * (1 - 6 / 80))
+    assert torch.equal(seen[0][:, :2, 2:], batch.x0[:, :2, 2:])
+    free = add_noise(batch.x0, batch.noise, batch.t, abar)
+    assert torch.equal(seen[0][:, 2:], free[:, 2:])
+
+
+def test_local_conditions_stand_beside_the_actions():
+    config = tiny_config(obs_dims={"a": 3}, action_dim=2, action_repr="raw", conditioning="local")
+    rng = np.random.default_rng(0)
+    obs, actions = rng.normal(size=(30, 3)).astype(np.float32), rng.normal(size=(30, 2)).astype(np.float32)
+    episode = Episode("demo", {"a": obs}, actions)
+    sequences, normalizer = cut_for(config, [episode]), fit_normalizer([episode], config)
+    condition = prepare(sequences, config, normalizer).condition.unflatten(1, (16, 3))
+    torch.testing.assert_close(condition[:, :2], normalizer.normalize("a", sequences.obs))
+    assert not condition[:, 2:].any()
+
+
+def test_what_decays():
+    """Weights of linear layers and attention of a Transformer; all of a U-Net, as upstream has it."""
+    config = tiny_config(unet=None, transformer=TransformerConfig(n_layer=1, n_head=2, n_emb=8))
+    model = DenoisingModel(config, LinearNormalizer({}))
+    names = {id(p): name for name, p in model.network.named_parameters()}
+    decaying, kept = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 1e-3, None))
+    assert {"input_emb.weight", "head.weight", "decoder.layers.0.self_attn.in_proj_weight"} <= decaying
+    assert {"pos_emb", "cond_pos_emb", "ln_f.weight", "head.bias", "decoder.layers.0.norm1.weight"} <= kept
+    assert all(name.endswith("weight") and "norm" not in name for name in decaying)
+    assert decaying | kept == set(names.values())
+    assert [g["weight_decay"] for g in parameter_groups(model, 1e-3, None)] == [1e-3, 0.0]
+    assert len(parameter_groups(DenoisingModel(tiny_config(), LinearNormalizer({})), 1e-6, None)) == 1
 
 
 def test_rotations_of_actions_are_not_scaled():
