@@ -112,6 +112,9 @@ def _episode(group: Any, where: str, obs_dims: Mapping[str, int], action_repr: s
         check_dataset(stored, f"{where}: 'obs/{key}'")
         if stored.ndim != 2 or stored.shape[1] != dim:
             raise DataError(f"{where}: 'obs/{key}' has shape {stored.shape}, expected (N, {dim})")
+        steps = getattr(group[action_key], "shape", None)
+        if steps and steps[0] not in (0, stored.shape[0]):  # before it is read: it may unpack to any size
+            raise DataError(f"{where}: 'obs/{key}' has shape {stored.shape}, expected ({steps[0]}, {dim})")
         values = read_hdf5(stored, f"{where}: 'obs/{key}'")
         obs[key] = _numbers(values, where, f"obs/{key}").astype(np.float32)
     actions = convert_actions(read_hdf5(group[action_key], f"{where}: '{action_key}'"), where, action_repr)

@@ -81,7 +81,7 @@ def nan_at(step):
         ("data/demo_2/actions", lambda v: None, "demo_2 has no 'actions'; there are: obs"),
         ("data/demo_2/obs/object", lambda v: None, "demo_2 has no 'obs/object'; there are: robot0_eef_pos"),
         ("data/demo_2/obs/object", lambda v: v[:, :9], r"'obs/object' has shape \(18, 9\), expected \(N, 10\)"),
-        ("data/demo_2/obs/object", lambda v: v[:-1], r"'object' has shape \(17, 10\), expected \(18, d\)"),
+        ("data/demo_2/obs/object", lambda v: v[:-1], r"'obs/object' has shape \(17, 10\), expected \(18, 10\)"),
         ("data/demo_2/obs/object", nan_at(5), "'object' holds NaN or infinity, first at step 5"),
         ("data/demo_2/actions", nan_at(5), "demo_2: 'actions' holds NaN"),
         ("data/demo_2/actions", lambda v: v[:, :6], "needs 7 action dimensions an arm, got 6"),
