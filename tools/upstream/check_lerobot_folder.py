@@ -21,8 +21,8 @@ from fixture import allow_torchvision
 from torch import Tensor
 
 from diffpolicy_spec.checkpoints import load_policy
-from diffpolicy_spec.checkpoints.lerobot_settings import lerobot_features
-from diffpolicy_spec.checkpoints.lerobot_write import write_lerobot
+from diffpolicy_spec.checkpoints.lerobot import write_lerobot
+from diffpolicy_spec.checkpoints.lerobot.write_config import lerobot_features
 from diffpolicy_spec.noise import Noise
 from diffpolicy_spec.policies.build import build_encoder, build_network
 from diffpolicy_spec.policies.config import EncoderConfig, PolicyConfig, UnetConfig

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[dict[str, int], dict[str, tuple[int, int, int]], dict[str
         {"robot0_eye_in_hand_image": (3, 40, 40), "agentview_image": (3, 40, 40)},
         {"crop": 36, "horizon.prediction_horizon": 8, "horizon.action_horizon": 4},
     ),
-    "robomimic_full_size": (OBJECT, {}, {**DDIM, "unet": "robomimic's"}),
+    "robomimic_full_size": (OBJECT, {}, {"unet": "robomimic's"}),
 }  # fmt: skip
 # robomimic's own sizes, for compare.py.
 PUBLISHED: dict[str, tuple[dict[str, int], dict[str, tuple[int, int, int]], dict[str, Any]]] = {
