@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from diffpolicy_spec import load_policy
-from diffpolicy_spec.checkpoints.lerobot_write import write_lerobot
+from diffpolicy_spec.checkpoints.lerobot import write_lerobot
 from diffpolicy_spec.checkpoints.pickles import StoredTensor, read_pickled
 from diffpolicy_spec.eval.report.markdown import markdown_table
 from diffpolicy_spec.eval.results import environment

@@ -121,7 +121,7 @@ def _plan_checkpoint(source: str | Path, target: Path, to: str, storage_dtype: s
         yield Plan(summary, (), tuple(policy.notes), lambda: policy.save(target, storage_dtype=storage_dtype,
                                                                          training=training))  # fmt: skip
         return
-    from diffpolicy_spec.checkpoints.lerobot_write import lerobot_losses, write_lerobot
+    from diffpolicy_spec.checkpoints.lerobot import lerobot_losses, write_lerobot
 
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))

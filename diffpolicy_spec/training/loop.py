@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpolicy_spec.checkpoints.lerobot_write import write_lerobot
+from diffpolicy_spec.checkpoints.lerobot import write_lerobot
 from diffpolicy_spec.checkpoints.native import STORAGE_DTYPES, load_native, save_policy
 from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.optional import require

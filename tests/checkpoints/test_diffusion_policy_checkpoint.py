@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from upstream_fixtures import fixture, meta, named
 
-from diffpolicy_spec.checkpoints import stored
 from diffpolicy_spec.checkpoints.diffusion_policy import read_diffusion_policy
-from diffpolicy_spec.checkpoints.diffusion_policy_config import CLASSES
-from diffpolicy_spec.checkpoints.diffusion_policy_task import read_task, split_obs
+from diffpolicy_spec.checkpoints.diffusion_policy.config import CLASSES
+from diffpolicy_spec.checkpoints.diffusion_policy.task import read_task, split_obs
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.parts import build_policy
-from diffpolicy_spec.checkpoints.pickles import read_pickled
+from diffpolicy_spec.checkpoints.pickles import read_pickled, stored
 from diffpolicy_spec.noise import Noise
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy

@@ -78,11 +78,11 @@ def test_weights_are_chosen(tmp_path: Path) -> None:
 
 
 def test_the_pickle_is_described_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffpolicy_spec.checkpoints import opcodes, pickles
+    from diffpolicy_spec.checkpoints.pickles import opcodes, read
 
     path, _, _ = fixture(FOREIGN["diffusion_policy"], tmp_path)
     calls = []
-    monkeypatch.setattr(pickles, "decode", lambda *given: calls.append(1) or opcodes.decode(*given))
+    monkeypatch.setattr(read, "decode", lambda *given: calls.append(1) or opcodes.decode(*given))
     read_parts(look(path))
     assert len(calls) == 1
 

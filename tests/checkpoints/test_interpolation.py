@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from diffpolicy_spec.checkpoints.arithmetic import calculate
+from diffpolicy_spec.checkpoints.diffusion_policy.arithmetic import calculate
+from diffpolicy_spec.checkpoints.diffusion_policy.interpolation import resolve
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.interpolation import resolve
 
 # What diffusion_policy's own configs hold, abridged.
 PUBLISHED: dict[str, Any] = {

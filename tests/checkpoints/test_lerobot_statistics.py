@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.lerobot_statistics import Feature, Statistics, normalization
+from diffpolicy_spec.checkpoints.lerobot.statistics import Feature, Statistics, normalization
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 
 

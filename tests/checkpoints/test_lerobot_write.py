@@ -13,9 +13,8 @@ from upstream_checks import check_chunk, check_features
 from upstream_fixtures import fixture
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.lerobot import read_lerobot
-from diffpolicy_spec.checkpoints.lerobot_settings import lerobot_features
-from diffpolicy_spec.checkpoints.lerobot_write import lerobot_losses, write_lerobot
+from diffpolicy_spec.checkpoints.lerobot import lerobot_losses, read_lerobot, write_lerobot
+from diffpolicy_spec.checkpoints.lerobot.write_config import lerobot_features
 from diffpolicy_spec.checkpoints.parts import build_policy
 from diffpolicy_spec.checkpoints.robomimic import read_robomimic
 from diffpolicy_spec.noise import draw_noise

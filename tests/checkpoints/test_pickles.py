@@ -21,10 +21,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpolicy_spec.checkpoints import archive, opcodes, vocabulary
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.opcodes import Called, decode
-from diffpolicy_spec.checkpoints.pickles import StoredTensor, load_tensors, read_pickled
+from diffpolicy_spec.checkpoints.pickles import StoredTensor, archive, load_tensors, opcodes, read_pickled, vocabulary
+from diffpolicy_spec.checkpoints.pickles.opcodes import Called, decode
 
 RAN: list[str] = []
 """What a hostile file did in this process."""

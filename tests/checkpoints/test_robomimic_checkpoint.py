@@ -14,7 +14,7 @@ from diffpolicy_spec.checkpoints.fields import Fields
 from diffpolicy_spec.checkpoints.parts import build_policy
 from diffpolicy_spec.checkpoints.pickles import read_pickled
 from diffpolicy_spec.checkpoints.robomimic import read_robomimic
-from diffpolicy_spec.checkpoints.robomimic_actions import read_actions
+from diffpolicy_spec.checkpoints.robomimic.actions import read_actions
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 
 # 0.5 GB when unpacked.

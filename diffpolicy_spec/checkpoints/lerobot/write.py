@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec.atomic import atomic_folder
-from diffpolicy_spec.checkpoints.lerobot import ACTION, CONFIG, ENVIRONMENT, MODEL, STATE
-from diffpolicy_spec.checkpoints.lerobot_names import ENCODER, UNET, encoder_to_lerobot, unet_to_lerobot
-from diffpolicy_spec.checkpoints.lerobot_processors import POSTPROCESSOR, PREPROCESSOR
-from diffpolicy_spec.checkpoints.lerobot_settings import lerobot_features, lerobot_settings
+from diffpolicy_spec.checkpoints.lerobot.names import ENCODER, UNET, encoder_to_lerobot, unet_to_lerobot
+from diffpolicy_spec.checkpoints.lerobot.processors import POSTPROCESSOR, PREPROCESSOR
+from diffpolicy_spec.checkpoints.lerobot.read import ACTION, CONFIG, ENVIRONMENT, MODEL, STATE
+from diffpolicy_spec.checkpoints.lerobot.write_config import lerobot_features, lerobot_settings
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.policies.images import IMAGENET_MEAN, IMAGENET_STD

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.lerobot import ACTION, DEFAULTS, ENVIRONMENT, STATE
+from diffpolicy_spec.checkpoints.lerobot.read import ACTION, DEFAULTS, ENVIRONMENT, STATE
 from diffpolicy_spec.policies.config import EncoderConfig, PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.schedule import Schedule, ScheduleError

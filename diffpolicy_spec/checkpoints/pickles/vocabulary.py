@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffpolicy_spec.checkpoints.archive import Archive
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.opcodes import Called, Global, Persistent
-from diffpolicy_spec.checkpoints.stored import StoredTensor
+from diffpolicy_spec.checkpoints.pickles.archive import Archive
+from diffpolicy_spec.checkpoints.pickles.opcodes import Called, Global, Persistent
+from diffpolicy_spec.checkpoints.pickles.stored import StoredTensor
 
 __all__ = ["ALLOWED", "MAX_NODES", "plain"]
 

@@ -20,8 +20,8 @@ from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields, parse_json
 from diffpolicy_spec.checkpoints.parts import Parts
 from diffpolicy_spec.checkpoints.pickles import StoredTensor, load_tensors, read_pickled
-from diffpolicy_spec.checkpoints.robomimic_actions import inverse_affine, read_actions
-from diffpolicy_spec.checkpoints.robomimic_config import Observed, encoder_config, observed, scheduler_config
+from diffpolicy_spec.checkpoints.robomimic.actions import inverse_affine, read_actions
+from diffpolicy_spec.checkpoints.robomimic.config import Observed, encoder_config, observed, scheduler_config
 from diffpolicy_spec.policies.config import PolicyConfig, UnetConfig
 from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.policies.normalizer import Fields as NormalizerFields

@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffpolicy_spec.checkpoints.diffusion_policy_config import read_settings
-from diffpolicy_spec.checkpoints.diffusion_policy_names import encoder_names, split_state
+from diffpolicy_spec.checkpoints.diffusion_policy.config import read_settings
+from diffpolicy_spec.checkpoints.diffusion_policy.interpolation import resolve
+from diffpolicy_spec.checkpoints.diffusion_policy.names import encoder_names, split_state
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields
-from diffpolicy_spec.checkpoints.interpolation import resolve
 from diffpolicy_spec.checkpoints.parts import Parts
 from diffpolicy_spec.checkpoints.pickles import load_tensors, read_pickled
 from diffpolicy_spec.policies.config import PolicyConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields
-from diffpolicy_spec.checkpoints.stored import StoredTensor
+from diffpolicy_spec.checkpoints.pickles import StoredTensor
 from diffpolicy_spec.policies.config import EncoderConfig
 
 __all__ = ["ShapeMeta", "hybrid_encoder", "multi_image_encoder", "read_shape_meta"]

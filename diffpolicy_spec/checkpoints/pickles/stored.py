@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffpolicy_spec.checkpoints.archive import Archive, read_record
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.pickles.archive import Archive, read_record
 from diffpolicy_spec.checkpoints.shapes_only import is_left_out
 
 __all__ = ["StoredTensor", "load_tensors"]

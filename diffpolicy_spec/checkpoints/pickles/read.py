@@ -10,13 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffpolicy_spec.checkpoints.archive import open_archive
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.opcodes import decode
-from diffpolicy_spec.checkpoints.stored import StoredTensor, load_tensors
-from diffpolicy_spec.checkpoints.vocabulary import ALLOWED, plain
+from diffpolicy_spec.checkpoints.pickles.archive import open_archive
+from diffpolicy_spec.checkpoints.pickles.opcodes import decode
+from diffpolicy_spec.checkpoints.pickles.vocabulary import ALLOWED, plain
 
-__all__ = ["StoredTensor", "load_tensors", "read_pickled"]
+__all__ = ["read_pickled"]
 
 
 def read_pickled(path: str | Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffpolicy_spec.checkpoints.diffusion_policy.interpolation import resolve
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.interpolation import resolve
 
 __all__ = ["Task", "read_task", "split_obs"]
 

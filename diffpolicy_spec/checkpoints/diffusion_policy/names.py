@@ -14,7 +14,7 @@ from typing import Any
 
 from diffpolicy_spec.checkpoints.encoder_names import from_numbered
 from diffpolicy_spec.checkpoints.errors import CheckpointError
-from diffpolicy_spec.checkpoints.stored import StoredTensor
+from diffpolicy_spec.checkpoints.pickles import StoredTensor
 from diffpolicy_spec.checkpoints.weights import some
 
 __all__ = ["StateDict", "encoder_names", "split_state"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields, read_json
-from diffpolicy_spec.checkpoints.lerobot_statistics import Statistics
+from diffpolicy_spec.checkpoints.lerobot.statistics import Statistics
 from diffpolicy_spec.checkpoints.tensors import read_tensors
 
 __all__ = ["POSTPROCESSOR", "PREPROCESSOR", "Processors", "read_processors"]

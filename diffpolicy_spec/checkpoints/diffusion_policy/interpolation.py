@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffpolicy_spec.checkpoints.arithmetic import MAX_LENGTH, calculate
+from diffpolicy_spec.checkpoints.diffusion_policy.arithmetic import MAX_LENGTH, calculate
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 
 __all__ = ["resolve"]

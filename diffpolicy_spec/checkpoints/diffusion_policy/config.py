@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffpolicy_spec.checkpoints.diffusion_policy_encoder import hybrid_encoder, multi_image_encoder, read_shape_meta
-from diffpolicy_spec.checkpoints.diffusion_policy_task import Task, read_task, split_obs
+from diffpolicy_spec.checkpoints.diffusion_policy.encoder import hybrid_encoder, multi_image_encoder, read_shape_meta
+from diffpolicy_spec.checkpoints.diffusion_policy.task import Task, read_task, split_obs
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields
-from diffpolicy_spec.checkpoints.stored import StoredTensor
+from diffpolicy_spec.checkpoints.pickles import StoredTensor
 from diffpolicy_spec.policies.config import PolicyConfig, TransformerConfig, UnetConfig
 
 __all__ = ["CLASSES", "Kind", "Settings", "policy_class", "read_settings"]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields, read_json
-from diffpolicy_spec.checkpoints.lerobot_names import ENCODER, UNET, encoder_from_lerobot, unet_from_lerobot
-from diffpolicy_spec.checkpoints.lerobot_processors import POSTPROCESSOR, PREPROCESSOR, read_processors
-from diffpolicy_spec.checkpoints.lerobot_statistics import (
+from diffpolicy_spec.checkpoints.lerobot.names import ENCODER, UNET, encoder_from_lerobot, unet_from_lerobot
+from diffpolicy_spec.checkpoints.lerobot.processors import POSTPROCESSOR, PREPROCESSOR, read_processors
+from diffpolicy_spec.checkpoints.lerobot.statistics import (
     ADVICE,
     BUFFERS,
     Feature,
