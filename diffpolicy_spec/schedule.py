@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Schedule", "ScheduleError", "StepTables", "training_abar"]
+__all__ = ["SETTINGS", "Schedule", "ScheduleError", "StepTables", "training_abar"]
 
 _DDPM_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
@@ -26,6 +26,9 @@ _DDPM_DEFAULTS: dict[str, Any] = {
     "sample_max_value": 1.0, "timestep_spacing": "leading", "steps_offset": 0, "rescale_betas_zero_snr": False,
     "set_alpha_to_one": True,
 }  # fmt: skip
+SETTINGS = frozenset(_DDPM_DEFAULTS)
+"""Every setting of a scheduler that is looked at."""
+
 _MOST_STEPS = 100_000  # of a training chain: a file may claim any number
 # Variances below this are diffusers' clamp (1e-20) or rounding: the step is deterministic.
 _NO_NOISE = 1e-16

@@ -140,6 +140,8 @@ HYBRID, IMAGE = "dp_unet_hybrid_image", "dp_unet_image"
         (UNET, {"policy__pred_action_steps_only": True, "policy__obs_as_global_cond": False}, "needs a global"),
         (UNET, {"policy__noise_scheduler___target_": "diffusers.PNDMScheduler"}, "'PNDMScheduler' is not read"),
         (UNET, {"policy__noise_scheduler__beta_schedule": "laplace"}, "beta_schedule 'laplace' is not supported"),
+        (UNET, {"policy__noise_scheduler__lower_order_final": True}, "DDPMScheduler does not have: lower_order_final"),
+        (UNET, {"policy__noise_scheduler__predict_epsilon": "no"}, "'predict_epsilon' must be true or false"),
         (UNET, {"policy__num_inference_steps": 101}, "'num_inference_steps' must be from 1 to 100"),
         (UNET, {"policy__eta": 0.5}, "eta=0.5 is not read"),
         (UNET, {"policy": 3}, "cfg.policy must be a mapping"),
@@ -207,6 +209,15 @@ def test_what_is_assumed_is_told(tmp_path: Path) -> None:
     parts = read(IMAGE, policy__obs_encoder__random_crop=False, policy__obs_encoder__crop_shape=[10, 10])
     assert parts.config.encoder.crop is None
     assert any("nothing is cropped" in note for note in parts.notes)
+    parts = read(IMAGE, policy__obs_encoder__resize_shape=[20, 20], policy__obs_encoder__crop_shape=None)
+    assert any("resized with antialiasing" in note for note in parts.notes)
+    assert not any("antialiasing" in note for note in read(IMAGE).notes)
+
+
+def test_an_old_way_to_say_what_is_predicted(tmp_path: Path) -> None:
+    for told, meant in ((True, "epsilon"), (False, "sample")):
+        path, payload = changed(UNET, tmp_path, policy__noise_scheduler__predict_epsilon=told)
+        assert read_diffusion_policy(path, payload=payload).scheduler["prediction_type"] == meant
 
 
 def test_fewer_actions_than_the_transformer_has_places(tmp_path: Path) -> None:

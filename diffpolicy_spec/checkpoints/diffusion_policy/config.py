@@ -12,6 +12,7 @@ from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields
 from diffpolicy_spec.checkpoints.pickles import StoredTensor
 from diffpolicy_spec.policies.config import PolicyConfig, TransformerConfig, UnetConfig
+from diffpolicy_spec.schedule import SETTINGS
 
 __all__ = ["CLASSES", "Kind", "Settings", "policy_class", "read_settings"]
 
@@ -156,7 +157,7 @@ def _with_images(
     if not cameras:
         raise CheckpointError(f"{settings.where}: {kind.name} without a camera in shape_meta")
     if kind.images == "multi":
-        section, notes = multi_image_encoder(settings, encoder, cameras)
+        section, notes = multi_image_encoder(settings, encoder, meta.image_shapes)
     else:
         section, notes = hybrid_encoder(settings, encoder)
     policy = PolicyConfig(
@@ -243,6 +244,12 @@ def _scheduler(settings: Fields) -> tuple[dict[str, Any], int | None, tuple[str,
     if settings.number("eta", 0.0) != 0.0:
         raise CheckpointError(f"{settings.where}: DDIM with eta={settings.number('eta')} is not read; with eta=0 it is")
     config = {name: section.values[name] for name in section if not name.startswith("_")}
+    if "predict_epsilon" in config:  # prediction_type in old releases, which 0.11 still takes
+        config["prediction_type"] = "epsilon" if section.flag("predict_epsilon", True) else "sample"
+        del config["predict_epsilon"]
+    unknown = sorted(name[:60] for name in set(config) - SETTINGS)
+    if unknown:
+        raise CheckpointError(f"{section.where} has settings that {target} does not have: {', '.join(unknown)}")
     train = section.integer("num_train_timesteps", 1000, most=100_000)
     steps = settings.integer("num_inference_steps", train, most=train)
     plain = section.get("timestep_spacing", "leading") == "leading" and not section.integer("steps_offset", 0, least=0)

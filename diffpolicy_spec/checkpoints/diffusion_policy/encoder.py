@@ -13,6 +13,7 @@ from diffpolicy_spec.policies.config import EncoderConfig
 __all__ = ["ShapeMeta", "hybrid_encoder", "multi_image_encoder", "read_shape_meta"]
 
 _HYBRID_CROP = (76, 76)
+_TORCHVISION = "0.13.1"  # the release that diffusion_policy pins
 _BACKBONES = ("resnet18", "resnet34", "resnet50")
 _MULTI = ("_target_", "_recursive_", "_convert_", "shape_meta", "rgb_model", "resize_shape", "crop_shape",
           "random_crop", "use_group_norm", "share_rgb_model", "imagenet_norm")  # fmt: skip
@@ -74,9 +75,12 @@ def hybrid_encoder(settings: Fields, weights: Mapping[str, StoredTensor]) -> tup
 
 
 def multi_image_encoder(
-    settings: Fields, weights: Mapping[str, StoredTensor], cameras: Sequence[str]
+    settings: Fields, weights: Mapping[str, StoredTensor], images: Mapping[str, tuple[int, int, int]]
 ) -> tuple[EncoderConfig, tuple[str, ...]]:
     """MultiImageObsEncoder: a torchvision ResNet for each camera, or one for all; and notes.
+
+    Args:
+        images: camera -> (C, H, W).
 
     Raises:
         CheckpointError: another encoder, another network, or a size for each camera.
@@ -96,20 +100,24 @@ def multi_image_encoder(
         raise CheckpointError(f"{model.where}: '{builder[:60]}' is not read; diffusion_policy's get_resnet is")
     if model.text("weights", "").lower() == "r3m":
         raise CheckpointError(f"{model.where}: weights 'r3m' is not read: its network is built by another project")
-    crop = _one_size(encoder, "crop_shape", cameras)
-    notes: tuple[str, ...] = ()
+    crop, resize = (_one_size(encoder, name, tuple(images)) for name in ("crop_shape", "resize_shape"))
+    notes = []
     if crop is not None and not encoder.flag("random_crop", True):
-        crop, notes = None, ("nothing is cropped: diffusion_policy's encoder ignores crop_shape without random_crop",)
+        crop = None
+        notes.append("nothing is cropped: diffusion_policy's encoder ignores crop_shape without random_crop")
+    if resize is not None and any(shape[1:] != resize for shape in images.values()):
+        notes.append(f"images are resized with antialiasing, as torchvision does since 0.17; {_TORCHVISION}, which "
+                     "diffusion_policy pins, does without")  # fmt: skip
     config = EncoderConfig(
         backbone=model.choice("name", _BACKBONES),
         norm=_norm(weights),
         pool="average",
-        resize=_one_size(encoder, "resize_shape", cameras),
+        resize=resize,
         crop=crop,
         imagenet_norm=encoder.flag("imagenet_norm", False),
         shared=encoder.flag("share_rgb_model", False),
     )
-    return config, notes
+    return config, tuple(notes)
 
 
 def _one_size(encoder: Fields, name: str, cameras: Sequence[str]) -> tuple[int, int] | None:

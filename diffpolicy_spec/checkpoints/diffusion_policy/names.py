@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffpolicy_spec.checkpoints.encoder_names import from_numbered
+from diffpolicy_spec.checkpoints.encoder_names import from_visual_core
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.pickles import StoredTensor
 from diffpolicy_spec.checkpoints.weights import some
@@ -82,7 +82,7 @@ def encoder_names(
         if fits:
             net = max(fits, key=len)
             rest = name[len(kind) + len(net) + 1 :]
-            ours = _hybrid(rest) if hybrid else f"backbone.{rest}"
+            ours = from_visual_core(rest) if hybrid else f"backbone.{rest}"
         if ours is None:
             strangers.append(name[:100])
         elif ours:
@@ -90,16 +90,3 @@ def encoder_names(
     if strangers:
         raise CheckpointError(f"{where} has an encoder of another kind, with unexpected {some(sorted(strangers))}")
     return found
-
-
-def _hybrid(name: str) -> str | None:
-    """robomimic's VisualCore -> ours; "" for what it stores a second time, None for what is not in one."""
-    if name.startswith(("backbone.", "pool.")):
-        return ""
-    if name.startswith("nets.0.nets."):
-        rest = from_numbered(name.removeprefix("nets.0.nets."))
-        return None if rest is None else f"backbone.{rest}"
-    for theirs, ours in (("nets.1.", "pool."), ("nets.3.", "linear.")):
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return None
