@@ -135,6 +135,9 @@ def images(path: Path, loading: ImageLoading, repeats: int) -> dict[str, Any]:
     begin = time.perf_counter()
     tables, taken = image_tables(episodes, CAMERAS, loading, budget=loading.budget())
     fill_s = time.perf_counter() - begin if taken else 0.0
+    for table in tables.values():
+        for low in range(0, len(table) if table.direct else 0, STEPS):  # the first epoch: pages are mapped when touched
+            table.read(np.arange(low, low + STEPS))
     drawn = Batches(data, batch_size=IMAGE_BATCH, num_timesteps=100, seed=0)
     reader = ImageReader(tables, data.frames, drawn.order, drawn.share, loading, 10**6, "cpu")  # type: ignore[arg-type]
     batches = [drawn.at(step) for step in range(repeats + 2)]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from diffpolicy_spec.data.episodes import Episode
-from diffpolicy_spec.data.replay_buffer import read_replay_buffer
-from diffpolicy_spec.data.robomimic import read_robomimic
+from diffpolicy_spec.data.replay_buffer import read_replay_buffer, replay_buffer_shapes
+from diffpolicy_spec.data.robomimic import read_robomimic, robomimic_shapes
 
-__all__ = ["read_dataset"]
+__all__ = ["observation_shapes", "read_dataset"]
 
 
 def read_dataset(
@@ -35,10 +35,20 @@ def read_dataset(
     Raises:
         FileNotFoundError, DataError, ImportError: as `read_robomimic` and `read_replay_buffer`.
     """
-    path = Path(path)
     options: dict[str, Any] = {"action_repr": action_repr, "filter_key": filter_key, "image_shapes": image_shapes}
     if action_key is not None:
         options["action_key"] = action_key
-    if path.is_dir() or path.suffix in (".zarr", ".zip"):
-        return read_replay_buffer(path, obs_dims, **options)
-    return read_robomimic(path, obs_dims, **options)
+    return (read_replay_buffer if _is_store(path) else read_robomimic)(path, obs_dims, **options)
+
+
+def observation_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """What can be read with `read_dataset`: observation -> shape of one step's, (d,), of cameras (H, W, C).
+
+    Raises:
+        FileNotFoundError, DataError, ImportError: as `read_dataset`.
+    """
+    return (replay_buffer_shapes if _is_store(path) else robomimic_shapes)(path)
+
+
+def _is_store(path: str | Path) -> bool:
+    return Path(path).is_dir() or Path(path).suffix in (".zarr", ".zip")

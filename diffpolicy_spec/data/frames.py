@@ -101,10 +101,14 @@ class FrameTable:
         if self._views is None:
             self._views = [f.source.view()[f.start : f.start + len(f)] for f in self.frames]
         views, episodes = self._views, np.searchsorted(self._ends, rows, side="right")
-        inside = (rows - self._begins[episodes]).tolist()
+        inside = rows - self._begins[episodes]
+        # Frames of a sequence follow one another: one copy for them.
+        ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(episodes) != 0)) + 1
+        marks = [0, *ends.tolist(), len(rows)] if len(rows) else []
         out = np.empty((len(rows), *self.shape), dtype=np.uint8)
-        for i, (episode, row) in enumerate(zip(episodes.tolist(), inside, strict=True)):
-            out[i] = views[episode][row]
+        for low, high in pairwise(marks):
+            row = int(inside[low])
+            out[low:high] = views[int(episodes[low])][row : row + high - low]
         return out
 
     def _read_stored(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

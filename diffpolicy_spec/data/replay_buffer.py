@@ -23,7 +23,7 @@ from diffpolicy_spec.data.split import FIXED_SPLIT, split_by_seed
 from diffpolicy_spec.data.zarr_store import check_array, open_store, read_zarr
 from diffpolicy_spec.optional import require
 
-__all__ = ["IMAGE_SOURCES", "SOURCES", "read_replay_buffer", "write_replay_buffer"]
+__all__ = ["IMAGE_SOURCES", "SOURCES", "read_replay_buffer", "replay_buffer_shapes", "write_replay_buffer"]
 
 # Observations that a store may hold as columns of another array: key -> (array, columns).
 # Push-T: state is agent x, y, block x, y, angle.
@@ -88,6 +88,32 @@ def read_replay_buffer(
         }
         episodes.append(Episode(where, seen, convert_actions(actions[rows], where, action_repr), frames))
     return episodes
+
+
+def replay_buffer_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Observations of a store -> shape of one step's, as they are read: (d,), of cameras (H, W, C). Nothing is read.
+
+    Raises:
+        FileNotFoundError, DataError, ImportError: as `read_replay_buffer`.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    with open_store(path) as root:
+        data = root.get("data")
+        for key in sorted(data.array_keys()) if hasattr(data, "array_keys") else []:
+            try:
+                shape = tuple(data[key].shape)
+            except Exception:  # a codec that is not installed: it cannot be observed
+                continue
+            if shape and key != "action":
+                image = len(shape) == 4 and shape[-1] in (1, 3, 4)
+                shapes[key] = shape[1:] if image else (int(np.prod(shape[1:], dtype=object)),)
+    for key, (source, columns) in SOURCES.items():
+        if key not in shapes and len(shapes.get(source, ())) == 1:
+            shapes[key] = (len(range(*columns.indices(shapes[source][0]))),)
+    for camera, source in IMAGE_SOURCES.items():
+        if camera not in shapes and len(shapes.get(source, ())) == 3:
+            shapes[camera] = shapes.pop(source)
+    return shapes
 
 
 def write_replay_buffer(path: str | Path, data: Mapping[str, ArrayLike], episode_ends: ArrayLike) -> None:

@@ -23,7 +23,7 @@ from diffpolicy_spec.data.image_sources import ImageFile, hdf5_images
 from diffpolicy_spec.data.split import FIXED_SPLIT, split_by_seed
 from diffpolicy_spec.rotations import ACTION_REPRS, actions_to_rot6d
 
-__all__ = ["convert_actions", "read_robomimic"]
+__all__ = ["convert_actions", "read_robomimic", "robomimic_shapes"]
 
 
 def read_robomimic(
@@ -65,6 +65,20 @@ def read_robomimic(
             seen = {c: _frames(images, group, where, c, s, len(episode)) for c, s in (image_shapes or {}).items()}
             episodes.append(replace(episode, images=seen))
         return episodes
+
+
+def robomimic_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Observations of the first demonstration -> shape of one step's: (d,), of cameras (H, W, C). Nothing is read.
+
+    Raises:
+        FileNotFoundError, DataError, ImportError: as `read_robomimic`.
+    """
+    with open_hdf5(path) as file:
+        group = file["data"][_names(file, path, None)[0]]
+        obs = group.get("obs") if hasattr(group, "keys") else {}
+        found = {key: obs.get(key) for key in obs} if hasattr(obs, "keys") else {}
+        shapes = {key: getattr(item, "shape", None) or () for key, item in found.items()}
+        return {key: tuple(shape[1:]) for key, shape in shapes.items() if len(shape) in (2, 4)}
 
 
 def _names(file: Any, path: str | Path, filter_key: str | None) -> list[str]:
