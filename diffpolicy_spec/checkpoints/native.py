@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.fields import read_json
 from diffpolicy_spec.checkpoints.parts import Parts, build_policy
 from diffpolicy_spec.checkpoints.tensors import read_tensors
 from diffpolicy_spec.checkpoints.weights import is_finite, some
@@ -167,12 +168,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     file = path / CONFIG
     if not file.is_file():
         raise CheckpointError(f"{path} is not a checkpoint folder: it has no {CONFIG}")
-    try:
-        config = json.loads(file.read_bytes())
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise CheckpointError(f"{file} is not valid JSON (truncated or damaged?): {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        kind = config.get("type") if isinstance(config, dict) else None
+    config = dict(read_json(file).values)
+    if config.get("format") != FORMAT:
+        kind = config.get("type")
         guess = f"; it looks like a LeRobot policy of type '{kind}'" if isinstance(kind, str) else ""
         raise CheckpointError(f"{file} is not of format '{FORMAT}'{guess}")
     if config.get("version") != VERSION:

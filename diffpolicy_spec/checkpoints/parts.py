@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.weights import assign
@@ -18,9 +18,10 @@ from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
+from diffpolicy_spec.policies.vision import ImageEncoder
 from diffpolicy_spec.schedule import Schedule
 
-__all__ = ["Parts", "build_policy"]
+__all__ = ["Parts", "build_networks", "build_policy"]
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,11 @@ def build_policy(
         CheckpointError: names, shapes or statistics do not fit the config, values are not finite, or the scheduler is
             not supported.
     """
+    network, encoder = build_networks(parts, where)
     try:
-        with torch.device("meta"):
-            network, encoder = build_network(parts.config), build_encoder(parts.config)
         Schedule.from_diffusers(parts.scheduler, parts.config.num_inference_steps)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # torch: sizes that no memory has
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{where} does not describe a policy: {error}") from error
-    assign(network, parts.network, where, "model.")
-    if encoder is not None:
-        assign(encoder, parts.encoder, where, "encoder.")
-    elif parts.encoder:
-        raise CheckpointError(f"{where} has an image encoder, and its config no cameras")
     try:
         return DiffusionPolicy(
             parts.config, network, parts.normalizer, parts.scheduler, speculation, choices, encoder=encoder,
@@ -82,3 +77,22 @@ def build_policy(
         )  # fmt: skip
     except NormalizationError as error:
         raise CheckpointError(f"{where}: {error}") from error
+
+
+def build_networks(parts: Parts, where: Path) -> tuple[nn.Module, ImageEncoder | None]:
+    """The network and the image encoder of these parts, with their weights. Those left in their file stay meta tensors.
+
+    Raises:
+        CheckpointError: names or shapes do not fit the config, or values are not finite; `where` names the file.
+    """
+    try:
+        with torch.device("meta"):
+            network, encoder = build_network(parts.config), build_encoder(parts.config)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # torch: sizes that no memory has
+        raise CheckpointError(f"{where} does not describe a policy: {error}") from error
+    assign(network, parts.network, where, "model.")
+    if encoder is not None:
+        assign(encoder, parts.encoder, where, "encoder.")
+    elif parts.encoder:
+        raise CheckpointError(f"{where} has an image encoder, and its config no cameras")
+    return network, encoder

@@ -13,12 +13,10 @@ from torch import Tensor
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.formats import detect, read_parts
 from diffpolicy_spec.checkpoints.native import SPECULATION
-from diffpolicy_spec.checkpoints.parts import Parts
+from diffpolicy_spec.checkpoints.parts import Parts, build_networks
 from diffpolicy_spec.checkpoints.shapes_only import shapes_only
 from diffpolicy_spec.checkpoints.tensors import read_tensors
-from diffpolicy_spec.checkpoints.weights import assign
 from diffpolicy_spec.choice.record import ChoiceError, read_choices
-from diffpolicy_spec.policies.build import build_encoder, build_network
 from diffpolicy_spec.policies.config import PolicyConfig
 from diffpolicy_spec.policies.errors import NormalizationError
 from diffpolicy_spec.samplers import SamplerConfig, bind
@@ -80,14 +78,7 @@ def describe_checkpoint(path: Path, *, every_weight: bool = False) -> Report:
 
 def _check(parts: Parts, path: Path) -> dict[str, int]:
     """Names, shapes and statistics against the config; what load_policy checks, but for weights that were not read."""
-    try:
-        with torch.device("meta"):
-            network, encoder = build_network(parts.config), build_encoder(parts.config)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} does not describe a policy: {error}") from error
-    assign(network, parts.network, path, "model.")
-    if encoder is not None:
-        assign(encoder, parts.encoder, path, "encoder.")
+    network, encoder = build_networks(parts, path)
     shapes = {key: shape[0] for key, shape in parts.config.image_shapes.items()}
     try:
         parts.normalizer.check({**parts.config.obs_dims, **shapes, "action": parts.config.action_dim})

@@ -124,6 +124,14 @@ def test_renaming_that_leaves_no_source_or_two(newer, rename):
         read_lerobot(folder)
 
 
+def test_renaming_after_normalising(newer):
+    """It would be normalised under names that it does not have yet."""
+    folder, _ = newer
+    edit(folder / PRE, lambda c: c["steps"].append(c["steps"].pop(0)))
+    with pytest.raises(CheckpointError, match="rename_observations_processor"):
+        read_lerobot(folder)
+
+
 @pytest.mark.parametrize("name", ["action", "observation.state"])
 @pytest.mark.parametrize("how", ["absent", "infinite", "nan", "shape"])
 def test_statistics_that_are_missing_newer(newer, name, how):

@@ -221,6 +221,15 @@ def test_missing_file(folder, name, message):
         load_policy(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("[" * 100_000, "nested too deeply"), (" " * 2**25 + "{}", "too large"), ("[]", "mapping")]
+)
+def test_a_config_that_is_none(folder, text, message):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{message}"):
+        load_native(folder)
+
+
 def test_damaged_speculation(folder):
     (folder / "speculation.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match=r"speculation\.safetensors is not a readable"):

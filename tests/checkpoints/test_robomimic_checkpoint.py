@@ -89,6 +89,8 @@ def test_which_weights(files):
         read_robomimic(path, "ema", payload=payload)
     with pytest.raises(CheckpointError, match="weights must be one of"):
         read_robomimic(path, "best", payload=payload)
+    (told,) = read(files, "no_ema", algo__ema__enabled=True).notes
+    assert "the file holds none" in told
 
 
 ENCODER = "observation__encoder__rgb"

@@ -45,7 +45,10 @@ def read_processors(folder: Path) -> Processors:
     found: list[Statistics] = []
     for name, normalising in ((PREPROCESSOR, "normalizer_processor"), (POSTPROCESSOR, "unnormalizer_processor")):
         config = read_json(folder / name)
-        steps = [step for step in config.sections("steps") if not _passes(step, renamed, bool(found))]
+        steps: list[Fields] = []
+        for step in config.sections("steps"):
+            if not _passes(step, renamed, after_normalising=bool(found or steps)):
+                steps.append(step)
         kinds = [step.text("registry_name") for step in steps]
         if kinds != [normalising]:
             raise CheckpointError(f"{config.where} must have one step '{normalising}', it has {kinds or 'none'}")

@@ -21,7 +21,6 @@ from diffpolicy_spec.policies.images import IMAGENET_MEAN, IMAGENET_STD
 __all__ = ["lerobot_losses", "write_lerobot"]
 
 
-
 def write_lerobot(policy: DiffusionPolicy, path: str | Path) -> list[str]:
     """Write a policy folder for LeRobot; it appears under its name only when complete.
 

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.errors import CheckpointError, printable
 
 __all__ = ["MAX_PICKLE", "Archive", "open_archive", "read_record"]
 
@@ -87,7 +87,7 @@ def read_record(archive: Archive, key: str) -> Tensor:
     """
     info = archive.records.get(key)
     if info is None:
-        raise CheckpointError(f"{archive.path} lacks the storage '{_printable(key)}' that its tensors name")
+        raise CheckpointError(f"{archive.path} lacks the storage '{printable(key)}' that its tensors name")
     try:
         with archive.path.open("rb") as file:
             offset = _locate(archive.path, file, info, archive.size)
@@ -100,7 +100,7 @@ def read_record(archive: Archive, key: str) -> Tensor:
 
 def _read_small(path: Path, file: BinaryIO, info: zipfile.ZipInfo, size: int, limit: int) -> bytes:
     if info.file_size > limit:
-        name = _printable(info.filename)
+        name = printable(info.filename)
         raise CheckpointError(f"{path}: '{name}' has {info.file_size} bytes, more than the {limit} that are read")
     offset = _locate(path, file, info, size)
     data = bytearray(info.file_size)
@@ -113,21 +113,21 @@ def _locate(path: Path, file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
-        raise CheckpointError(f"{path} is damaged: '{_printable(info.filename)}' is not where its directory says")
+        raise CheckpointError(f"{path} is damaged: '{printable(info.filename)}' is not where its directory says")
     *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     offset = info.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
     if offset + info.file_size > size:
-        raise CheckpointError(f"{path} is truncated: '{_printable(info.filename)}' reaches beyond its end")
+        raise CheckpointError(f"{path} is truncated: '{printable(info.filename)}' reaches beyond its end")
     return offset
 
 
 def _fill(path: Path, file: BinaryIO, info: zipfile.ZipInfo, offset: int, buffer: memoryview) -> None:
     file.seek(offset)
     if file.readinto(buffer) != info.file_size:  # type: ignore[attr-defined]
-        raise CheckpointError(f"{path} is truncated: '{_printable(info.filename)}' reaches beyond its end")
+        raise CheckpointError(f"{path} is truncated: '{printable(info.filename)}' reaches beyond its end")
     # torch.serialization.set_crc32_options(False) writes 0.
     if info.CRC and zlib.crc32(buffer) != info.CRC:
-        name = _printable(info.filename)
+        name = printable(info.filename)
         raise CheckpointError(f"{path} is damaged: the checksum of '{name}' does not fit its bytes")
 
 
@@ -201,10 +201,10 @@ def _check_entries(path: Path, infos: Mapping[str, zipfile.ZipInfo], prefix: str
             continue
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
             raise CheckpointError(
-                f"{path}: '{_printable(name)}' is compressed or encrypted, which torch.save never does: it is not read"
+                f"{path}: '{printable(name)}' is compressed or encrypted, which torch.save never does: it is not read"
             )
         if info.header_offset + _LOCAL_HEADER.size + info.file_size > size:
-            raise CheckpointError(f"{path} is truncated: '{_printable(name)}' reaches beyond its end")
+            raise CheckpointError(f"{path} is truncated: '{printable(name)}' reaches beyond its end")
 
 
 def _check_byteorder(path: Path, order: bytes) -> None:
@@ -213,9 +213,3 @@ def _check_byteorder(path: Path, order: bytes) -> None:
             f"{path} holds numbers of byte order {order!r}, this machine's is '{sys.byteorder}': "
             "save it again on a machine of this byte order"
         )
-
-
-def _printable(text: str, limit: int = 80) -> str:
-    plain = text.encode("ascii", "backslashreplace").decode()
-    plain = "".join(c if c.isprintable() else "?" for c in plain)
-    return plain if len(plain) <= limit else plain[: limit - 3] + "..."

@@ -13,7 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.errors import CheckpointError, printable
 
 __all__ = ["MAX_OPCODES", "Called", "Global", "Persistent", "decode"]
 
@@ -86,7 +86,7 @@ def _refuse(imports: list[str], allowed: Container[str]) -> None:
     strangers = list(dict.fromkeys(name for name in imports if name not in allowed))
     if strangers:
         more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
-        names = ", ".join(_printable(name) for name in strangers[:5]) + more
+        names = ", ".join(printable(name) for name in strangers[:5]) + more
         raise CheckpointError(
             f"its pickle wants to import {names}, which no checkpoint needs. Nothing of it was imported or run. If you "
             "trust the file, save its state dicts and plain settings only, in the environment that wrote it"
@@ -298,8 +298,3 @@ def _can_be_key(value: Any) -> bool:
 
 def _first_line(error: Exception) -> str:
     return ascii(str(error).partition("\n")[0][:120])
-
-
-def _printable(name: str, limit: int = 80) -> str:
-    plain = name[:limit].encode("ascii", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else "?" for c in plain)[:limit]

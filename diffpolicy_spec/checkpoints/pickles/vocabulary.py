@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.errors import CheckpointError, printable
 from diffpolicy_spec.checkpoints.pickles.archive import Archive
 from diffpolicy_spec.checkpoints.pickles.opcodes import Called, Global, Persistent
 from diffpolicy_spec.checkpoints.pickles.stored import StoredTensor
@@ -31,11 +31,10 @@ def plain(value: Any, archive: Archive) -> Any:
     return _Reader(archive).plain(value)
 
 
-def _short(value: Any, limit: int = 80) -> str:
+def _short(value: Any) -> str:
     """A few characters that tell what a value of the file is; never its full text, which may be of any length."""
     if isinstance(value, str):
-        text = value[:limit].encode("ascii", "backslashreplace").decode()
-        return "".join(c if c.isprintable() else "?" for c in text)[:limit]
+        return printable(value)
     if isinstance(value, int):
         return str(value) if abs(value) < 10**18 else "a huge number"
     if isinstance(value, tuple):

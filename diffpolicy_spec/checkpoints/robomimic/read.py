@@ -67,9 +67,11 @@ def read_robomimic(path: str | Path, weights: str = "auto", *, payload: Mapping[
     dims = shapes.integer("ac_dim")
     actions = read_actions(config.section("train"), top.get("action_normalization_stats", None), dims,
                            environment.get("env_kwargs", None), str(path))  # fmt: skip
-    chosen, state = _state(top.section("model"), weights, algo)
+    chosen, state = _state(top.section("model"), weights)
     network, cameras = _split(state, seen, path)
     unet, more = _unet(network, algo.section("unet", {}), path)
+    if weights == "auto" and chosen == "nets" and algo.section("ema", {}).flag("enabled", False):
+        more = (*more, "its config asks for a running average of the weights (ema), and the file holds none")
     horizon = algo.section("horizon")
     env_name = environment.get("env_name", "")
     try:
@@ -110,7 +112,7 @@ def _plain(value: Any) -> Any:
         return None
 
 
-def _state(model: Fields, weights: str, algo: Fields) -> tuple[str, dict[str, StoredTensor]]:
+def _state(model: Fields, weights: str) -> tuple[str, dict[str, StoredTensor]]:
     """Which weights, and their tensors."""
     chosen = next((name for name in _WEIGHTS[weights] if name in model), None)
     if chosen is None:
