@@ -8,9 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 
+from diffpolicy_spec.data.obs_map import ObsMap
 from diffpolicy_spec.envs.env_args import make_env_from_args
 from diffpolicy_spec.envs.factory import make_env
-from diffpolicy_spec.envs.observations import MappedObservations, ObsMap
+from diffpolicy_spec.envs.observations import MappedObservations
 from diffpolicy_spec.envs.tasks import RobosuiteTask, get_task
 
 __all__ = ["EnvConfig"]

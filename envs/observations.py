@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpolicy_spec.data.obs_map import ObsMap
 from diffpolicy_spec.envs.base import Observation
 
-__all__ = ["MappedObservations", "ObsMap"]
-
-
-@dataclass(frozen=True)
-class ObsMap:
-    """What an observation is made of; hashable.
-
-    Attributes:
-        vectors: (name, the environment's low-dimensional observations that are joined for it).
-        images: (name, the environment's image, its (height, width)).
-    """
-
-    vectors: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    images: tuple[tuple[str, str, tuple[int, int]], ...] = ()
-
-    @property
-    def obs(self) -> tuple[str, ...]:
-        """The environment's low-dimensional observations that are wanted, each once."""
-        return tuple(dict.fromkeys(key for _, keys in self.vectors for key in keys))
-
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """The environment's images that are wanted -> (height, width).
-
-        Raises:
-            ValueError: one image in two sizes.
-        """
-        found: dict[str, tuple[int, int]] = {}
-        for _, key, size in self.images:
-            if found.setdefault(key, size) != size:
-                raise ValueError(f"image '{key}' is wanted in two sizes, {found[key]} and {size}")
-        return found
-
-    def sources(self) -> dict[str, list[str]]:
-        """Name -> what it is made of."""
-        return {name: list(keys) for name, keys in self.vectors} | {name: [key] for name, key, _ in self.images}
+__all__ = ["MappedObservations"]
 
 
 class MappedObservations(gym.ObservationWrapper[Observation, NDArray[np.float64], Observation]):

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffpolicy_spec.data.obs_map import obs_map_of
 from diffpolicy_spec.envs import RenderUnavailable
 from diffpolicy_spec.envs.config import EnvConfig
 from diffpolicy_spec.envs.env_args import EnvArgsError, read_env_args, recorded_action_repr
 from diffpolicy_spec.envs.object_layout import OBJECT_LAYOUTS
 from diffpolicy_spec.envs.tasks import RobosuiteTask, Task, get_task
-from diffpolicy_spec.eval.obs_map import map_observations, obs_map_of
+from diffpolicy_spec.eval.obs_map import map_observations
 from diffpolicy_spec.eval.workers import make_environment
 
 __all__ = ["check_env", "env_config", "open_env"]

@@ -23,6 +23,7 @@ from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.eval.results import environment, write_json
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.samplers import SamplerConfig
+from diffpolicy_spec.training.observations import Names
 
 from .observations import conditions_from_dataset, conditions_from_file
 from .run import certify, describe_checkpoint
@@ -43,6 +44,8 @@ def run(cfg: dict[str, Any]) -> Verdict:
     for key, lowest in (("num_observations", 1), ("num_threads", 1), ("seed", 0)):
         if not isinstance(cfg[key], int) or cfg[key] < lowest:
             raise ValueError(f"{key} must be an integer of at least {lowest}, got {cfg[key]!r}")
+    if cfg["observations"] is not None and cfg["obs_map"] is not None:
+        raise ValueError("obs_map is for dataset=...: a file of observations has the policy's own names")
     json_file, page = _output(cfg)
     torch.set_num_threads(cfg["num_threads"])
     folder = resolve(cfg["checkpoint"])
@@ -52,7 +55,9 @@ def run(cfg: dict[str, Any]) -> Verdict:
         conditions = conditions_from_file(policy, path, cfg["num_observations"], cfg["seed"])
     else:
         path = Path(cfg["dataset"] or cfg["task"]["dataset"])
-        conditions = conditions_from_dataset(policy, path, cfg["num_observations"], cfg["filter"], cfg["seed"])
+        conditions = conditions_from_dataset(
+            policy, path, cfg["num_observations"], cfg["filter"], cfg["seed"], Names.of(cfg)
+        )
     verdict = certify(
         policy,
         _sampler(cfg["sampler"]),

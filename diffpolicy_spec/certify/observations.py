@@ -10,12 +10,13 @@ from torch import Tensor
 
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.training.calibrate import draw_conditions
+from diffpolicy_spec.training.observations import Names
 
 __all__ = ["conditions_from_dataset", "conditions_from_file"]
 
 
 def conditions_from_dataset(
-    policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int
+    policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int, names: Names | None = None
 ) -> Tensor:
     """(count, To * Do) conditions of different moments of demonstrations; see `draw_conditions`.
 
@@ -27,7 +28,7 @@ def conditions_from_dataset(
         raise FileNotFoundError(
             f"dataset {dataset} does not exist: give dataset=PATH, or observations=PATH of recorded observations"
         )
-    conditions = draw_conditions(policy, dataset, count, filter_key, seed)
+    conditions = draw_conditions(policy, dataset, count, filter_key, seed, names)
     if len(conditions.unique(dim=0)) < count:
         raise ValueError(f"{dataset} does not have {count} different observations: give a smaller num_observations")
     return conditions

@@ -25,6 +25,7 @@ from diffpolicy_spec.command import command
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.eval.results import environment, write_json
 from diffpolicy_spec.training.moments import draw_moments
+from diffpolicy_spec.training.observations import Names
 
 __all__ = ["main", "run"]
 
@@ -47,7 +48,7 @@ def run(cfg: dict[str, Any]) -> Path:
     print(f"{sentence(choice)}: {folder}")
     if changed:
         print(f"That was measured with {', '.join(changed)}: run dps-calibrate again to know what is quickest now")
-    moments = draw_moments(policy, dataset, int(cfg["moments"]), cfg["filter"], int(cfg["seed"]))
+    moments = draw_moments(policy, dataset, int(cfg["moments"]), cfg["filter"], int(cfg["seed"]), Names.of(cfg))
     measured = measure(policy, moments, choice, range(int(cfg["timed"])))
     print(f"\n{measured.text()}")
     output = Path(cfg["output"])

@@ -2,6 +2,7 @@
 
     dps-calibrate checkpoint=outputs/train/lift/policy dataset=data/lift.hdf5
     dps-calibrate checkpoint=... gains=false device=cuda        # the choice alone, once per device
+    dps-calibrate checkpoint=... 'obs_map={observation.state: [robot0_eef_pos, robot0_gripper_qpos]}'   # other names
 
 Settings and their defaults: configs/calibrate.yaml. Both change what sampling costs, never what it draws (unless dtypes
 other than the loaded one are listed: then it is what the rounded network draws).
@@ -33,7 +34,8 @@ from diffpolicy_spec.optional import require
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import SamplerConfig
-from diffpolicy_spec.training.moments import draw_moments, episodes_for, observe
+from diffpolicy_spec.training.moments import draw_moments, observe
+from diffpolicy_spec.training.observations import Names, episodes_for
 
 __all__ = ["draw_conditions", "main", "run", "storable"]
 
@@ -41,15 +43,19 @@ _SHOWN = 10  # rows of the printed table
 _AT_ONCE = 256  # moments that are read at a time
 
 
-def draw_conditions(policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int) -> Tensor:
+def draw_conditions(
+    policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int, names: Names | None = None
+) -> Tensor:
     """(count, C) conditions of moments drawn from demonstrations, each at most once while there are enough.
+
+    `names`: what the demonstrations call what the policy observes.
 
     Raises:
         DataError: the dataset does not have what the policy observes.
         ConditioningError: the policy is conditioned by inpainting.
     """
     config = policy.config
-    episodes = episodes_for(policy, dataset, filter_key)
+    episodes = episodes_for(policy, dataset, filter_key, names)
     sequences = cut_sequences(
         episodes, list(config.obs_dims), horizon=config.horizon, n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,
@@ -112,7 +118,7 @@ def run(cfg: dict[str, Any]) -> Path:
 
 def _fit_gains(policy: DiffusionPolicy, dataset: Path, cfg: dict[str, Any]) -> Gains:
     tqdm = require("tqdm", extra="train", needed_by="dps-calibrate").tqdm
-    conditions = draw_conditions(policy, dataset, int(cfg["chains"]), cfg["filter"], int(cfg["seed"]))
+    conditions = draw_conditions(policy, dataset, int(cfg["chains"]), cfg["filter"], int(cfg["seed"]), Names.of(cfg))
     return calibrate(
         policy.denoiser(conditions),
         policy.bind(SamplerConfig("ddpm")).schedule,
@@ -130,7 +136,7 @@ def _fit_gains(policy: DiffusionPolicy, dataset: Path, cfg: dict[str, Any]) -> G
 
 def _choose(policy: DiffusionPolicy, dataset: Path, tried: Sequence[RuntimeConfig], cfg: dict[str, Any]) -> Choice:
     tqdm = require("tqdm", extra="train", needed_by="dps-calibrate").tqdm
-    moments = draw_moments(policy, dataset, int(cfg["moments"]), cfg["filter"], int(cfg["seed"]))
+    moments = draw_moments(policy, dataset, int(cfg["moments"]), cfg["filter"], int(cfg["seed"]), Names.of(cfg))
     return choose(
         policy,
         moments,

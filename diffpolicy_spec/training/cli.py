@@ -40,6 +40,8 @@ def run(cfg: dict[str, Any]) -> Path:
     """
     if cfg["draft"] is not None:
         return train_draft(cfg)
+    if cfg["obs_map"] is not None:
+        raise ValueError("obs_map is for draft=...: a policy that is trained observes what its task's `obs` names")
     task = cfg["task"]
     train_config = TrainConfig.from_dict({f.name: cfg[f.name] for f in fields(TrainConfig)})
     dataset, output = Path(cfg["dataset"] or task["dataset"]), Path(cfg["output"])

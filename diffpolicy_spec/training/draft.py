@@ -13,6 +13,7 @@ from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.training.calibrate import draw_conditions, storable
 from diffpolicy_spec.training.distill import DistillConfig, distill
+from diffpolicy_spec.training.observations import Names
 
 __all__ = ["train_draft"]
 
@@ -33,7 +34,7 @@ def train_draft(cfg: dict[str, Any]) -> Path:
     policy = load_policy(folder, device=str(parse_device(cfg["device"])))
     tqdm = require("tqdm", extra="train", needed_by="dps-train").tqdm
     wanted = config.chains * config.rounds
-    conditions = draw_conditions(policy, dataset, wanted, cfg["train_filter"], config.seed)
+    conditions = draw_conditions(policy, dataset, wanted, cfg["train_filter"], config.seed, Names.of(cfg))
     title = f"distil {policy.config.task}".strip()
     network = distill(
         policy, conditions, config, progress=lambda steps: tqdm(steps, desc=title, unit="step", dynamic_ncols=True)

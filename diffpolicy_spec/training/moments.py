@@ -10,36 +10,26 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec.choice.timing import Moments
-from diffpolicy_spec.data import DataError, Episode, read_dataset
+from diffpolicy_spec.data import DataError, Episode
 from diffpolicy_spec.data.frames import FrameTable
 from diffpolicy_spec.policies import DiffusionPolicy
 from diffpolicy_spec.seeds import hashed_generator
+from diffpolicy_spec.training.observations import Names, episodes_for
 
-__all__ = ["draw_moments", "episodes_for", "moments_of", "observe"]
+__all__ = ["draw_moments", "moments_of", "observe"]
 
 _ORDER, _PLANS = 3, 4  # streams of what is drawn
 
 
-def draw_moments(policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int) -> Moments:
-    """`count` moments drawn from demonstrations.
+def draw_moments(
+    policy: DiffusionPolicy, dataset: Path, count: int, filter_key: str | None, seed: int, names: Names | None = None
+) -> Moments:
+    """`count` moments drawn from demonstrations; `names`: what they call what the policy observes.
 
     Raises:
         DataError: the dataset does not have what the policy observes.
     """
-    return moments_of(policy, episodes_for(policy, dataset, filter_key), count, seed)
-
-
-def episodes_for(policy: DiffusionPolicy, dataset: Path, filter_key: str | None) -> list[Episode]:
-    """Demonstrations with all that the policy observes; images stay in the file.
-
-    Raises:
-        DataError: the dataset does not have it.
-    """
-    config = policy.config
-    return read_dataset(
-        dataset, config.obs_dims, action_repr=config.action_repr, filter_key=filter_key,
-        image_shapes=config.image_shapes,
-    )  # fmt: skip
+    return moments_of(policy, episodes_for(policy, dataset, filter_key, names), count, seed)
 
 
 def moments_of(policy: DiffusionPolicy, episodes: Sequence[Episode], count: int, seed: int) -> Moments:

@@ -251,6 +251,7 @@ def test_rows_and_configs_agree():
         cfg, row = yaml.safe_load((configs / f"{name}.yaml").read_text()), get_task(name)
         assert cfg["obs"] == dict(row.obs)
         assert list(cfg["obs"]) == [key for key, _ in row.obs]
+        assert cfg.get("aliases", {}) == dict(row.aliases)
         assert (cfg["name"], cfg["env_id"], cfg["horizon"]) == (row.name, row.env_id, row.horizon)
         assert (cfg["action_repr"],) == row.action_reprs
         with make_env(name) as env:

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from diffpolicy_spec import load_policy
+from diffpolicy_spec.data.obs_map import ObsMap
 from diffpolicy_spec.envs import RenderUnavailable, make_env
 from diffpolicy_spec.envs.config import EnvConfig
-from diffpolicy_spec.envs.observations import ObsMap
 from diffpolicy_spec.eval.cells import Cell, fingerprint_of
 from diffpolicy_spec.eval.evaluate import evaluate
 from diffpolicy_spec.eval.rollout import run_episodes

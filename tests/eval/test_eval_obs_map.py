@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tiny_policy import OBS_DIMS, tiny_config
 
+from diffpolicy_spec.data.obs_map import ObsMap, obs_map_of
 from diffpolicy_spec.envs.config import EnvConfig
-from diffpolicy_spec.envs.observations import MappedObservations, ObsMap
+from diffpolicy_spec.envs.observations import MappedObservations
 from diffpolicy_spec.envs.tasks import get_task
-from diffpolicy_spec.eval.obs_map import map_observations, obs_map_of
+from diffpolicy_spec.eval.obs_map import map_observations
 from diffpolicy_spec.policies import EncoderConfig
 
 LIFT = get_task("lift")
