@@ -114,17 +114,13 @@ def test_training_sees_what_the_policy_sees(trained, hdf5):
     tables, taken = image_tables(episodes, CAMERAS, ImageLoading(), budget=0)
     assert taken == 0
     rows = torch.tensor([0, 7, 30])
-    images = {c: torch.from_numpy(t.read(data.frames[rows].numpy().ravel())) for c, t in tables.items()}
+    frames = data.frames[rows].numpy().ravel()
+    images = {camera: torch.from_numpy(table.read(frames)).unflatten(0, (3, 2)) for camera, table in tables.items()}
     model = DenoisingModel(policy.config, policy.normalizer).eval()
     model.encoder.load_state_dict(policy.encoder.state_dict())
     seen = {}
     model.network.forward = lambda x, t, given: seen.setdefault("given", given)
-    model(
-        torch.zeros(3, 16, 10),
-        torch.zeros(3),
-        data.condition[rows],
-        {c: x.unflatten(0, (3, 2)) for c, x in images.items()},
-    )
+    model(torch.zeros(3, 16, 10), torch.zeros(3), data.condition[rows], images)
     low = sequences.obs[rows].split([3, 4, 2], dim=-1)
     obs = dict(zip(("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"), low, strict=True))
     obs |= {camera: x.movedim(-1, 2) for camera, x in images.items()}
