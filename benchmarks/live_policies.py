@@ -35,7 +35,7 @@ from systems_tables import markdown
 from torch import Tensor, nn
 
 import diffpolicy_spec as dps
-from diffpolicy_spec.acceleration.shared import lerobot_name
+from diffpolicy_spec.checkpoints.lerobot.names import unet_name_to_lerobot
 from diffpolicy_spec.checkpoints.shipped import resolve
 from diffpolicy_spec.choice.record import processor
 
@@ -196,7 +196,7 @@ def lives(small: bool) -> Iterator[Live]:
     yield Live("diffusion_policy, Lift", classes, policy, policy.model, dp_chunk, lift, True)
     classes, policy = lerobot_policy(Da, Do, LIFT | ({} if module("lerobot") is None else {
         "use_film_scale_modulation": True}))  # fmt: skip
-    policy.diffusion.unet.load_state_dict({lerobot_name(n): v for n, v in weights.items()})
+    policy.diffusion.unet.load_state_dict({unet_name_to_lerobot(n): v for n, v in weights.items()})
     yield Live("LeRobot, Lift", classes, policy, policy.diffusion.unet, lerobot_chunk, lift, True)
     if small:
         return

@@ -98,22 +98,26 @@ def bind_live(
 
 
 def draw_live_noise(
+    sampler: BoundSampler,
     shape: tuple[int, int, int],
-    schedule: Schedule,
     generator: Generator,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     *,
     start: Tensor | None = None,
 ) -> Noise:
-    """Noise for a sequential sampler in the order in which the live loop draws it: the same seed, the same chunk.
+    """Noise for a sampler. For "ddpm" and "ddim" in the order in which the live loop draws it: the same seed, the same
+    chunk.
 
     Args:
         shape: (B, Tp, Da).
-        dtype: it is drawn in; what comes back is float32.
+        dtype: what the live loop draws in; what comes back is float32.
         start: (B, Tp, Da) instead of the first draw.
     """
-    if generator is not None and not isinstance(generator, torch.Generator):
+    schedule = sampler.schedule
+    if sampler.config.method not in ("ddpm", "ddim") or not (
+        generator is None or isinstance(generator, torch.Generator)
+    ):
         noise = draw_noise(shape, schedule, generator, device)
         return noise if start is None else replace(noise, start=start.to(noise.start))
     source = device if generator is None else generator.device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from diffpolicy_spec.acceleration.chain import as_config, bind_live, draw_live_noise, live_eta
 from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
-from diffpolicy_spec.noise import Generator, Noise, draw_noise
+from diffpolicy_spec.noise import Generator
 from diffpolicy_spec.samplers import SamplerConfig
 from diffpolicy_spec.stats import SampleStats
 
@@ -98,16 +97,7 @@ class DenoisingLoop:
         where = start.device if start is not None else torch.device(device or (first.device if first else "cpu"))
         B, Tp, Da = start.shape if start is not None else noise
         with torch.inference_mode(False), torch.no_grad():
-            drawn = self._draw((B, Tp, Da), generator, where, start)
+            drawn = draw_live_noise(self._sampler, (B, Tp, Da), generator, where, start=start)
             sample = self._sampler(denoise, drawn, generator=generator, warm_start=warm_start, inpaint=inpaint)
         self.last_sample_stats = sample.stats
         return sample.x0 if start is None else sample.x0.to(start.dtype)
-
-    def _draw(
-        self, shape: tuple[int, int, int], generator: Generator, device: torch.device, start: Tensor | None
-    ) -> Noise:
-        schedule = self._sampler.schedule
-        if self._sampler.config.method in ("ddpm", "ddim"):
-            return draw_live_noise(shape, schedule, generator, device, start=start)
-        drawn = draw_noise(shape, schedule, generator, device)
-        return drawn if start is None else replace(drawn, start=start.to(drawn.start))

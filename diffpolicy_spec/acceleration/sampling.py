@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from diffpolicy_spec.acceleration.errors import AccelerateError
 from diffpolicy_spec.acceleration.shared import Shared, share, unwrapped
 from diffpolicy_spec.acceleration.stored import Stored
 from diffpolicy_spec.inpainting import Inpainting
-from diffpolicy_spec.noise import Generator, draw_noise
+from diffpolicy_spec.noise import Generator
 from diffpolicy_spec.policies.draft import DraftNetwork
 from diffpolicy_spec.policies.runner import Runner
 from diffpolicy_spec.runtime import RuntimeConfig
@@ -118,14 +118,7 @@ class LiveSampler:
             sampler = self._sampler(live, chain, device)
             condition = flat(chunk.parts, chunk.shape[0], device)
             runner = self._running(live, call, chunk, sampler, autocast)
-            if sampler.config.method in ("ddpm", "ddim"):
-                noise = draw_live_noise(
-                    chunk.shape, sampler.schedule, chunk.generator, device, chunk.dtype, start=chunk.start
-                )
-            else:
-                noise = draw_noise(chunk.shape, sampler.schedule, chunk.generator, device)
-                if chunk.start is not None:
-                    noise = replace(noise, start=chunk.start.to(noise.start))
+            noise = draw_live_noise(sampler, chunk.shape, chunk.generator, device, chunk.dtype, start=chunk.start)
             sample = runner.sample(sampler, condition, noise, generator=chunk.generator, inpaint=chunk.inpaint)
             self.stats = sample.stats
             return sample.x0.to(chunk.dtype)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_spec.checkpoints.lerobot.names import unet_name_to_lerobot
 from diffpolicy_spec.policies.transformer import TransformerForDiffusion
 from diffpolicy_spec.policies.unet import ConditionalUnet1D
 
-__all__ = ["Shared", "lerobot_name", "share", "unwrapped"]
+__all__ = ["Shared", "share", "unwrapped"]
 
 _LOCAL = "local_cond_encoder.0.blocks.0.block.0.weight"
 _PLACES = ("diffusion_policy.", "robomimic.", "lerobot.")
@@ -104,7 +104,7 @@ def share(live: nn.Module) -> Shared | None:
 def _read_unet(live: Any) -> tuple[nn.Module, Callable[[str], str]]:
     state = live.state_dict()
     lerobot = "down_modules.0.0.conv1.block.0.weight" in state
-    names = lerobot_name if lerobot else str
+    names = unet_name_to_lerobot if lerobot else str
 
     def shape(name: str) -> torch.Size:
         return state[names(name)].shape
@@ -124,12 +124,6 @@ def _read_unet(live: Any) -> tuple[nn.Module, Callable[[str], str]]:
         local_cond_dim=shape(_LOCAL)[1] if _LOCAL in state else 0,
     )
     return network, names
-
-
-def lerobot_name(name: str) -> str:
-    """What LeRobot calls our U-Net's tensor: blocks are conv1 and conv2, layers between levels stand bare."""
-    name = re.sub(r"\.blocks\.([01])\.", lambda found: f".conv{int(found[1]) + 1}.", f"{name}.")
-    return re.sub(r"^((?:down|up)_modules\.\d+\.2)\.conv\.", r"\1.", name).removesuffix(".")
 
 
 def _read_transformer(live: Any) -> tuple[nn.Module, Callable[[str], str]]:

@@ -19,7 +19,14 @@ from torch import Tensor
 from diffpolicy_spec.checkpoints.encoder_names import from_numbered, to_numbered
 from diffpolicy_spec.checkpoints.errors import CheckpointError
 
-__all__ = ["ENCODER", "UNET", "encoder_from_lerobot", "encoder_to_lerobot", "unet_from_lerobot", "unet_to_lerobot"]
+__all__ = [
+    "ENCODER",
+    "UNET",
+    "encoder_from_lerobot",
+    "encoder_to_lerobot",
+    "unet_from_lerobot",
+    "unet_name_to_lerobot",
+]
 
 UNET, ENCODER = "diffusion.unet.", "diffusion.rgb_encoder."
 
@@ -36,13 +43,10 @@ def unet_from_lerobot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def unet_to_lerobot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `unet_from_lerobot`."""
-    named = {}
-    for name, value in tensors.items():
-        name = re.sub(r"^((?:down|up)_modules\.\d+\.2)\.conv\.", r"\1.", name)
-        named[re.sub(r"\.blocks\.([01])\.block\.", lambda match: f".conv{int(match[1]) + 1}.block.", name)] = value
-    return named
+def unet_name_to_lerobot(name: str) -> str:
+    """A name of `ConditionalUnet1D` -> LeRobot's, without its prefix: the inverse of `unet_from_lerobot`."""
+    name = re.sub(r"^((?:down|up)_modules\.\d+\.2)\.conv\.", r"\1.", name)
+    return re.sub(r"\.blocks\.([01])\.block\.", lambda match: f".conv{int(match[1]) + 1}.block.", name)
 
 
 def encoder_from_lerobot(tensors: Mapping[str, Tensor], *, shared: bool, where: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_spec.atomic import atomic_folder
-from diffpolicy_spec.checkpoints.lerobot.names import ENCODER, UNET, encoder_to_lerobot, unet_to_lerobot
+from diffpolicy_spec.checkpoints.lerobot.names import ENCODER, UNET, encoder_to_lerobot, unet_name_to_lerobot
 from diffpolicy_spec.checkpoints.lerobot.processors import POSTPROCESSOR, PREPROCESSOR
 from diffpolicy_spec.checkpoints.lerobot.read import ACTION, CONFIG, ENVIRONMENT, MODEL, STATE
 from diffpolicy_spec.checkpoints.lerobot.write_config import lerobot_features, lerobot_settings
@@ -77,7 +77,7 @@ def _tensors(policy: DiffusionPolicy, features: dict[str, tuple[str, ...]]) -> d
             # A column of zeros is put at the end, for what is given twice.
             value = torch.cat([value, value.new_zeros(len(value), 1)], dim=1)[:, columns]
         named[name] = value.contiguous()
-    written = {f"{UNET}{name}": value for name, value in unet_to_lerobot(named).items()}
+    written = {f"{UNET}{unet_name_to_lerobot(name)}": value for name, value in named.items()}
     if policy.encoder is not None and config.encoder is not None:
         encoder = {name: value.detach().cpu() for name, value in policy.encoder.state_dict().items()}
         for name, value in encoder_to_lerobot(encoder, shared=config.encoder.shared).items():
