@@ -12,6 +12,7 @@ from typing import Any
 from diffpolicy_spec.atomic import write_atomically
 from diffpolicy_spec.eval.episode_table import Results, read_stores
 from diffpolicy_spec.eval.errors import RunError
+from diffpolicy_spec.eval.jobs import Done, Job
 from diffpolicy_spec.eval.progress import ProgressBar
 from diffpolicy_spec.eval.report import FILES, Report, write_reports
 from diffpolicy_spec.eval.report.data import collect
@@ -21,7 +22,6 @@ from diffpolicy_spec.eval.results import eval_log, video_path, write_json
 from diffpolicy_spec.eval.settings import Settings, prepare
 from diffpolicy_spec.eval.spread import run_jobs
 from diffpolicy_spec.eval.store import Store, load_parts
-from diffpolicy_spec.eval.workers import Done, Job
 
 __all__ = ["Interrupted", "evaluate", "run"]
 

@@ -13,6 +13,7 @@ import torch
 
 from diffpolicy_spec.device import parse_device
 from diffpolicy_spec.eval.cells import Cell, fingerprint_of
+from diffpolicy_spec.eval.jobs import Work
 from diffpolicy_spec.eval.resolve import (
     check_numbers,
     check_output,
@@ -23,7 +24,7 @@ from diffpolicy_spec.eval.resolve import (
 )
 from diffpolicy_spec.eval.spread import Spread
 from diffpolicy_spec.eval.video import offscreen_backend
-from diffpolicy_spec.eval.workers import Work, Worker, renders
+from diffpolicy_spec.eval.workers import Worker, renders
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.runtime import RuntimeConfig
 from diffpolicy_spec.samplers import BoundSampler, SamplerConfig

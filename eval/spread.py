@@ -14,15 +14,12 @@ import torch
 
 from diffpolicy_spec.checkpoints.shipped import resolve
 from diffpolicy_spec.eval.errors import Retries
+from diffpolicy_spec.eval.jobs import Done, Job, Listener, Work
 from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
 from diffpolicy_spec.eval.rollout import run_episodes, warm_up
 from diffpolicy_spec.eval.subscribers import Recorder
 from diffpolicy_spec.eval.video import VideoRecorder
 from diffpolicy_spec.eval.workers import (
-    Done,
-    Job,
-    Listener,
-    Work,
     Worker,
     first_call,
     make_environment,

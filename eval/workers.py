@@ -7,110 +7,27 @@ import tempfile
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffpolicy_spec.eval.cells import Cell, fingerprint_of
+from diffpolicy_spec.eval.cells import fingerprint_of
 from diffpolicy_spec.eval.errors import Retries, RunError
+from diffpolicy_spec.eval.jobs import Done, Job, Listener, Work
 from diffpolicy_spec.eval.pacing import Pace, pace_of
 from diffpolicy_spec.eval.processes import DeadPeerError, Peer
-from diffpolicy_spec.eval.records import ChunkRecord, EpisodeRecord
 from diffpolicy_spec.eval.results import environment
 from diffpolicy_spec.eval.rollout import run_episodes, warm_up
 from diffpolicy_spec.eval.subscribers import Recorder, Subscriber
 from diffpolicy_spec.eval.video import VideoRecorder, offscreen_backend
 from diffpolicy_spec.eval.worlds import LocalWorld
-from diffpolicy_spec.runtime import RuntimeConfig
-from diffpolicy_spec.samplers import SamplerConfig
 
 if TYPE_CHECKING:
     from diffpolicy_spec.envs.config import EnvConfig
 
-__all__ = [
-    "Done",
-    "Job",
-    "Listener",
-    "Work",
-    "Worker",
-    "first_call",
-    "pace",
-    "pack",
-    "renders",
-    "run_here",
-    "run_on_processes",
-]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a worker must know to run episodes of a cell; picklable.
-
-    Attributes:
-        cell: what is held fixed.
-        label: the cell's name in bars and messages.
-        policy: a shipped policy's name or an absolute path.
-        weights: which of the checkpoint's, see `load_policy`.
-        env: its environment.
-        sampler: its configuration, with everything decided.
-        runtime: how the policy runs.
-        device: of the policy.
-        num_threads: torch threads.
-        warmup_calls: policy calls that a process makes before its first episode of the cell; not counted.
-        video: whether environments are made so that they can render.
-    """
-
-    cell: Cell
-    label: str
-    policy: str
-    weights: str
-    env: EnvConfig
-    sampler: SamplerConfig
-    runtime: RuntimeConfig
-    device: str
-    num_threads: int
-    warmup_calls: int
-    video: bool
-
-
-@dataclass(frozen=True)
-class Job:
-    """One episode to run: the cell's id, the seed, and whether it is filmed."""
-
-    cell: str
-    seed: int
-    film: bool = False
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished episode.
-
-    Attributes:
-        job: what was asked.
-        record, chunks: what came of it.
-        environment: what it ran on, see `results.environment`.
-        video: contents of an mp4; None where it was not filmed.
-    """
-
-    job: Job
-    record: EpisodeRecord
-    chunks: tuple[ChunkRecord, ...]
-    environment: dict[str, Any] = field(repr=False)
-    video: bytes | None = field(default=None, repr=False)
-
-
-class Listener(Protocol):
-    """Who is told how a run goes, in the process that drives it."""
-
-    def dealt(self, job: Job) -> None:
-        """A job is about to be taken up."""
-
-    def finished(self, done: Done) -> None:
-        """An episode is over."""
+__all__ = ["Worker", "first_call", "make_environment", "pace", "pack", "renders", "run_here", "run_on_processes"]
 
 
 def first_call() -> int:

@@ -50,6 +50,8 @@ def episodes_for(
 ) -> list[Episode]:
     """Demonstrations with all that the policy observes, by its names; images stay in the file.
 
+    Actions are as they are stored: they need not be what the policy's are.
+
     Raises:
         DataError: the dataset does not have it.
         FileNotFoundError: no such dataset.
@@ -57,7 +59,7 @@ def episodes_for(
     config, shapes = policy.config, observation_shapes(dataset)
     found = map_dataset(config, dataset, shapes, names or Names())
     episodes = read_dataset(
-        dataset, {key: shapes[key][0] for key in found.obs}, action_repr=config.action_repr, filter_key=filter_key,
+        dataset, {key: shapes[key][0] for key in found.obs}, action_repr="raw", filter_key=filter_key,
         image_shapes={key: config.image_shapes[name] for name, key, _ in found.images},
     )  # fmt: skip
     return [_renamed(episode, found) for episode in episodes]

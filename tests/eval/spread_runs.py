@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from diffpolicy_spec.eval.jobs import Job
 from diffpolicy_spec.eval.settings import prepare
 from diffpolicy_spec.eval.spread import Spread, run_jobs
-from diffpolicy_spec.eval.workers import Job
 
 
 class Listener:
