@@ -16,12 +16,13 @@ from diffpolicy_spec.checkpoints.parts import Parts
 from diffpolicy_spec.checkpoints.pickles import read_pickled
 from diffpolicy_spec.checkpoints.robomimic import read_robomimic
 
-__all__ = ["FORMATS", "Found", "detect", "look", "read_parts"]
+__all__ = ["FORMATS", "ZARR_FILES", "Found", "detect", "look", "read_parts"]
 
 FORMATS = ("native", "diffusion_policy", "lerobot", "robomimic")
 """What `detect` returns."""
 
-_ZARR = (".zgroup", ".zmetadata", "zarr.json")
+ZARR_FILES = (".zgroup", ".zmetadata", "zarr.json")
+"""One of them lies in the folder of a zarr store."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _folder(path: Path) -> str:
         if isinstance(config.get("type", None), str):
             return "lerobot"
         raise CheckpointError(f"{path / CONFIG} is not of format '{FORMAT}', nor LeRobot's, which has a 'type'")
-    if any((path / name).is_file() for name in _ZARR) or (path / "meta" / "info.json").is_file():
+    if any((path / name).is_file() for name in ZARR_FILES) or (path / "meta" / "info.json").is_file():
         raise CheckpointError(f"{path} is a dataset, not a policy")
     if (path / "pretrained_model" / CONFIG).is_file():
         raise CheckpointError(f"{path} holds LeRobot's training state; the policy is {path / 'pretrained_model'}")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffpolicy_spec.atomic import atomic_folder
+from diffpolicy_spec.checkpoints.lerobot import lerobot_losses, write_lerobot
+from diffpolicy_spec.checkpoints.native import CONFIG
 from diffpolicy_spec.checkpoints.shipped import load_policy, shipped_names
 from diffpolicy_spec.tools.convert_dataset import plan_dataset
 from diffpolicy_spec.tools.kinds import kind_of
@@ -68,7 +70,8 @@ def convert(
         ConversionError: formats that have no way between them, a target that is there, or a loss without allow_loss.
         CheckpointError, DataError, FileNotFoundError, PermissionError, ImportError: the source cannot be read.
     """
-    _check_target(Path(target), overwrite)
+    _, to = _formats(source, Path(target), to)
+    _check_target(Path(target), to, overwrite)
     with plan_conversion(source, target, to, drop=drop, storage_dtype=storage_dtype) as plan:
         for sentence in (plan.summary, *(f"note: {n}" for n in plan.notes), *(f"lost: {loss}" for loss in plan.losses)):
             tell(sentence)
@@ -87,9 +90,22 @@ def plan_conversion(
     storage_dtype: str = "float32",
 ) -> Iterator[Plan]:
     """What `convert` would do; arguments and errors as there. Written within the context, by the plan's `write`."""
+    target = Path(target)
+    kind, to = _formats(source, target, to)
+    if kind != "checkpoint":
+        with plan_dataset(Path(source), kind, target, to, drop) as planned:
+            yield Plan(f"{source} ({kind}) -> {target} ({to}): {planned.summary}", planned.losses, planned.notes,
+                       planned.write)  # fmt: skip
+        return
+    if drop:
+        raise ConversionError("a checkpoint has no columns to drop")
+    yield from _plan_checkpoint(source, target, to, storage_dtype)
+
+
+def _formats(source: str | Path, target: Path, to: str | None) -> tuple[str, str]:
+    """What the source is ("checkpoint", "hdf5", "zarr"), and what it shall become: one of TARGETS."""
     shipped = isinstance(source, str) and source in shipped_names()
     kind = "checkpoint" if shipped else kind_of(Path(source))
-    target = Path(target)
     if to is None:
         to = _SUFFIXES.get(target.suffix, "native" if kind == "checkpoint" else None)
     if to not in TARGETS:
@@ -101,14 +117,7 @@ def plan_conversion(
     if (kind == "checkpoint") != (to in ("native", "lerobot")):
         what = "checkpoint" if kind == "checkpoint" else f"dataset ({kind})"
         raise ConversionError(f"{source} is a {what}; it cannot become {to}")
-    if kind != "checkpoint":
-        with plan_dataset(Path(source), kind, target, to, drop) as planned:
-            yield Plan(f"{source} ({kind}) -> {target} ({to}): {planned.summary}", planned.losses, planned.notes,
-                       planned.write)  # fmt: skip
-        return
-    if drop:
-        raise ConversionError("a checkpoint has no columns to drop")
-    yield from _plan_checkpoint(source, target, to, storage_dtype)
+    return kind, to
 
 
 def _plan_checkpoint(source: str | Path, target: Path, to: str, storage_dtype: str) -> Iterator[Plan]:
@@ -118,11 +127,12 @@ def _plan_checkpoint(source: str | Path, target: Path, to: str, storage_dtype: s
     summary = f"{source} ({origin}, {parameters / 1e6:.2f} M parameters) -> {target} ({to})"
     if to == "native":
         training = {"converted_from": Path(source).name}
-        yield Plan(summary, (), tuple(policy.notes), lambda: policy.save(target, storage_dtype=storage_dtype,
+        notes = tuple(policy.notes)
+        if storage_dtype != "float32":
+            notes = (*notes, f"weights are rounded to {storage_dtype}: what was calibrated for them no longer fits")
+        yield Plan(summary, (), notes, lambda: policy.save(target, storage_dtype=storage_dtype,
                                                                          training=training))  # fmt: skip
         return
-    from diffpolicy_spec.checkpoints.lerobot import lerobot_losses, write_lerobot
-
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
     try:
@@ -141,19 +151,19 @@ def _take_place(fresh: Path, target: Path) -> None:
             file.rename(folder / file.name)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Raise ConversionError where something is at the target that may not be replaced."""
+def _check_target(target: Path, to: str, overwrite: bool) -> None:
+    """Raise ConversionError where something is at the target that may not be replaced by one of TARGETS."""
     if not target.exists() and not target.is_symlink():
         return
     if target.is_dir() and not any(target.iterdir()):
         return
     if not overwrite:
         raise ConversionError(f"{target} exists: --overwrite replaces it")
-    ours = (".zgroup", "zarr.json", ".zmetadata", "config.json")
-    if target.is_dir() and not any((target / name).is_file() for name in ours):
-        raise ConversionError(f"{target} is a folder of something else, which is not replaced")
-    if not target.is_dir() and not target.is_file():
-        raise ConversionError(f"{target} is neither a file nor a folder, and is not replaced")
+    dataset = to in ("zarr", "hdf5")
+    same = kind_of(target) == to if dataset else (target / CONFIG).is_file()
+    if not same:
+        what = "folder" if target.is_dir() else "file"
+        raise ConversionError(f"{target} is a {what} of something else than {to}, and is not replaced")
 
 
 def _same(source: Path, target: Path) -> bool:

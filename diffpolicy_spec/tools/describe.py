@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffpolicy_spec.checkpoints.shipped import SHIPPED, shipped_names
+from diffpolicy_spec.tools.describe_checkpoint import describe_checkpoint
 from diffpolicy_spec.tools.describe_dataset import describe_dataset, describe_lerobot_dataset
 from diffpolicy_spec.tools.kinds import kind_of
 from diffpolicy_spec.tools.report import Report
@@ -32,7 +33,4 @@ def describe(path: str | Path, *, every_weight: bool = False) -> Report:
         return describe_lerobot_dataset(path)
     if kind != "checkpoint":
         return describe_dataset(path, kind)
-    # Datasets are described without the networks.
-    from diffpolicy_spec.tools.describe_checkpoint import describe_checkpoint
-
     return describe_checkpoint(path, every_weight=every_weight)

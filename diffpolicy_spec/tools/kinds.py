@@ -6,11 +6,9 @@ import zipfile
 from pathlib import Path
 
 from diffpolicy_spec.checkpoints.errors import CheckpointError
+from diffpolicy_spec.checkpoints.formats import ZARR_FILES
 
-__all__ = ["DATASETS", "kind_of"]
-
-DATASETS = ("hdf5", "zarr", "lerobot dataset")
-"""What `kind_of` may return beside "checkpoint"."""
+__all__ = ["kind_of"]
 
 
 def kind_of(path: Path) -> str:
@@ -44,7 +42,7 @@ def kind_of(path: Path) -> str:
 def _kind_of_folder(path: Path) -> str:
     if (path / "meta" / "info.json").is_file():
         return "lerobot dataset"
-    if any((path / name).is_file() for name in (".zgroup", ".zmetadata", "zarr.json")) or path.suffix == ".zarr":
+    if any((path / name).is_file() for name in ZARR_FILES) or path.suffix == ".zarr":
         return "zarr"
     return "checkpoint"
 
@@ -52,6 +50,6 @@ def _kind_of_folder(path: Path) -> str:
 def _is_zarr_zip(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
-            return any(name.endswith((".zgroup", ".zarray", "zarr.json")) for name in file.namelist())
+            return any(name.endswith((*ZARR_FILES, ".zarray")) for name in file.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return path.suffix == ".zip"

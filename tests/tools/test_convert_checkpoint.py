@@ -128,6 +128,11 @@ def test_nothing_is_replaced_by_mistake(tmp_path, capsys):
     assert run([str(tmp_path / "ours"), str(thesis), "--overwrite"]) == 1
     assert "is a folder of something else" in capsys.readouterr().err
     assert (thesis / "chapter.tex").read_text() == "x"
+    data = write_everything(tmp_path / "a.hdf5", images=False)
+    assert run([str(data), str(tmp_path / "other"), "--to", "zarr", "--overwrite"]) == 1
+    assert "is a folder of something else than zarr" in capsys.readouterr().err
+    assert run([str(data), str(thesis / "chapter.tex"), "--to", "hdf5", "--overwrite"]) == 1
+    assert "is a file of something else than hdf5" in capsys.readouterr().err
     for target in (tmp_path / "ours", tmp_path / "ours" / "within", tmp_path):
         assert run([str(tmp_path / "ours"), str(target), "--overwrite"]) == 1
     assert load_policy(tmp_path / "ours").config == tiny_policy().config
