@@ -1,7 +1,9 @@
-"""Small policies whose network is exact and costs what a test says."""
+"""Small policies whose network is exact and costs what a test says, and a clock that no other load moves."""
 
 import time
+from contextlib import contextmanager
 
+import pytest
 import torch
 from tiny_policy import SCHEDULER, tiny_obs, tiny_policy
 
@@ -9,6 +11,30 @@ from diffpolicy_spec.choice.timing import Moments
 from diffpolicy_spec.schedule import training_abar
 
 STEPS = 12
+
+
+class KnownTime:
+    """A clock that goes on by what a network is said to take, and by a microsecond whenever it is read."""
+
+    def __init__(self):
+        self._now = 0.0
+
+    def perf_counter(self):
+        self._now += 1e-6
+        return self._now
+
+    def sleep(self, seconds):
+        self._now += seconds
+
+
+@contextmanager
+def known_time():
+    """What is measured meanwhile is what the networks below are said to take, however loaded the machine is."""
+    clock = KnownTime()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffpolicy_spec.clock.time", clock)
+        patch.setattr(f"{__name__}.time", clock)
+        yield clock
 
 
 class Known(torch.nn.Module):
@@ -20,9 +46,12 @@ class Known(torch.nn.Module):
         self.abar = torch.from_numpy(training_abar(SCHEDULER)).float()
         self.width, self.call, self.row = width, call, row
 
+    def seconds(self, rows):
+        return self.call + self.row * rows
+
     def forward(self, x, t, condition):
         if len(x) <= STEPS:  # not where many chains are counted at once
-            time.sleep(self.call + self.row * len(x))
+            time.sleep(self.seconds(len(x)))
         abar = self.abar[t][:, None, None]
         gain = abar.sqrt() * self.width**2 / (abar * self.width**2 + 1 - abar)
         x0 = 0.3 + gain * (x - abar.sqrt() * 0.3)
