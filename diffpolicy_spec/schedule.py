@@ -338,7 +338,8 @@ def _uses_stored_betas(config: Mapping[str, Any], steps: np.ndarray) -> bool:
     """
     release = re.match(r"0\.(\d+)", str(config.get("_diffusers_version", "")))
     every = np.array_equal(steps, np.arange(int(config["num_train_timesteps"]))[::-1])
-    return release is not None and int(release[1]) <= 11 and every
+    # What a release does not know was not written for it, whatever the config says.
+    return release is not None and int(release[1]) <= 11 and every and not config["rescale_betas_zero_snr"]
 
 
 def _rounded_abar(betas: np.ndarray) -> np.ndarray:

@@ -187,3 +187,5 @@ def test_old_releases_take_the_stored_betas():
         ours, theirs = (Schedule.from_diffusers(c, steps, eta=eta) for c in (settings, config))
         assert torch.equal(ours.A, theirs.A)
         assert torch.equal(ours.sigma, theirs.sigma)
+    zero = {"rescale_betas_zero_snr": True, "prediction_type": "sample"}  # of later releases: never left out
+    assert torch.equal(Schedule.from_diffusers({**old, **zero}).abar, Schedule.from_diffusers({**config, **zero}).abar)
