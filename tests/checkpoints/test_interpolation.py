@@ -150,9 +150,14 @@ def test_the_place_of_a_bad_expression_is_named() -> None:
         ({f"k{i}": f"${{k{i + 1}}}" for i in range(100)}, "on and on"),
         ({"k0": "0" * 100, **{f"k{i}": f"${{k{i - 1}}}${{k{i - 1}}}" for i in range(1, 45)}}, "text without end"),
         ({"k0": [1] * 100, **{f"k{i}": [f"${{k{i - 1}}}"] * 2 for i in range(1, 45)}}, "unfolds"),
+        ({"a": "${oc.select:x,}" * 200_000}, "unfolds"),
         ({"a": "${" * 2000 + "}" * 2000}, "nests"),
     ],
 )  # fmt: skip
 def test_configs_without_an_end(config: dict[str, Any], match: str) -> None:
     with pytest.raises(CheckpointError, match=match):
         resolve(config)
+
+
+def test_many_empty_texts_take_no_time() -> None:
+    assert resolve({"a": "${e}" * 40_000, "e": ""}, "a") == ""

@@ -73,14 +73,17 @@ class _Resolver:
         raise _Missing(f"its config has no '{_told(path)}'{by}")
 
     def value(self, node: Any, path: _Path) -> Any:
-        self.nodes += 1
-        if self.nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
-            raise CheckpointError("its config unfolds to more values than a config has")
+        self.count(path)
         if isinstance(node, Mapping):
             return {key: self.value(item, (*path, str(key))) for key, item in node.items()}
         if isinstance(node, (list, tuple)):
             return [self.value(item, (*path, str(i))) for i, item in enumerate(node)]
         return self.text(node, path) if _is_open(node) else node
+
+    def count(self, path: _Path) -> None:
+        self.nodes += 1
+        if self.nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
+            raise CheckpointError("its config unfolds to more values than a config has")
 
     def text(self, text: str, path: _Path) -> Any:
         """The value of a text with interpolations that stands at `path`."""
@@ -100,13 +103,14 @@ class _Resolver:
 
     def joined(self, pieces: list[tuple[bool, str]], path: _Path, depth: int) -> str:
         """Pieces written one after the other, as text."""
-        out = []
+        out, length = [], 0
         for is_interpolation, piece in pieces:
             value = self.interpolation(piece, path, depth) if is_interpolation else piece
             if isinstance(value, (dict, list)):
                 raise CheckpointError(f"its config writes a {type(value).__name__} into the text at '{_told(path)}'")
             out.append(str(value))
-            if sum(map(len, out)) > 10 * MAX_LENGTH:
+            length += len(out[-1])
+            if length > 10 * MAX_LENGTH:
                 raise CheckpointError(f"its config has a text without end at '{_told(path)}'")
         return "".join(out)
 
@@ -114,6 +118,7 @@ class _Resolver:
         """The value of what stands between `${` and `}`."""
         if depth > _MAX_DEPTH:
             raise CheckpointError(f"its config nests interpolations too deeply at '{_told(path)}'")
+        self.count(path)
         match = _RESOLVER.fullmatch(body)
         if match is None:
             return self.at(_absolute(self.joined(_pieces(body), path, depth + 1), path))
