@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -35,11 +36,14 @@ def status(key: str) -> int:
 def read(case, path: Path) -> None:
     """What a user would call."""
     from diffpolicy_spec import load_policy
-    from diffpolicy_spec.data import read_dataset
+    from diffpolicy_spec.data import DataError, observation_shapes, read_dataset
 
     if case.reader == "policy":
         load_policy(path)
-    elif case.format == "hdf5":
+        return
+    with suppress(DataError, FileNotFoundError, PermissionError):  # dps-calibrate looks at these first
+        observation_shapes(path)
+    if case.format == "hdf5":
         dims = {"object": 10, "robot0_eef_pos": 3}
         read_dataset(path, dims, action_repr="absolute_rot6d", filter_key="train" if "mask" in case.name else None)
     else:
