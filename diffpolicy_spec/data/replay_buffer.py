@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.data.episodes import Episode
 from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.data.frames import Frames, check_images
 from diffpolicy_spec.data.image_sources import ImageFile, StoredImages
 from diffpolicy_spec.data.robomimic import convert_actions
 from diffpolicy_spec.data.split import FIXED_SPLIT, split_by_seed
-from diffpolicy_spec.data.zarr_store import check_array, open_store, read_zarr
-from diffpolicy_spec.optional import require
+from diffpolicy_spec.data.zarr_store import check_array, open_store, read_zarr, write_store
 
 __all__ = ["IMAGE_SOURCES", "SOURCES", "read_replay_buffer", "replay_buffer_shapes", "write_replay_buffer"]
 
@@ -128,29 +126,19 @@ def write_replay_buffer(path: str | Path, data: Mapping[str, ArrayLike], episode
         DataError: arrays of different lengths, or episode_ends that do not fit them.
         ImportError: zarr is not installed.
     """
-    zarr = require("zarr", extra="data", needed_by="writing a replay buffer")
     arrays = {key: np.asarray(values) for key, values in data.items()}
     lengths = {key: len(values) if values.ndim else 0 for key, values in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise DataError(f"{path}: arrays must have one row per step each, got {lengths}")
     ends = _checked_ends(np.asarray(episode_ends), next(iter(lengths.values())), path)
 
-    def fill(store: Any) -> None:
-        root = zarr.create_group(store=store, zarr_format=2)  # diffusion_policy's zarr does not know format 3
+    def fill(root: Any) -> None:
         group = root.create_group("data")
         for key, values in arrays.items():
             group.create_array(key, data=values)
         root.create_group("meta").create_array("episode_ends", data=ends)
 
-    def fill_zip(temporary: Path) -> None:
-        with zarr.storage.ZipStore(temporary, mode="w") as store:
-            fill(store)
-
-    if Path(path).suffix == ".zip":
-        write_atomically(path, fill_zip)
-        return
-    with atomic_folder(path) as folder:
-        fill(str(folder))
+    write_store(path, fill)
 
 
 def _array(root: Any, group: str, key: str, path: str | Path) -> NDArray[Any]:

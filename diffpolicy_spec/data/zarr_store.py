@@ -1,4 +1,4 @@
-"""Opening and reading zarr stores from strangers.
+"""Opening and reading zarr stores from strangers, and writing them.
 
 Every fault of the store is a DataError, no code in it is run, and nothing is allocated on its word alone.
 """
@@ -6,7 +6,7 @@ Every fault of the store is a DataError, no code in it is run, and nothing is al
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.data.claims import FREE_BYTES, check_claim
 from diffpolicy_spec.data.errors import DataError
 from diffpolicy_spec.data.zarr_chunks import checked_store
 from diffpolicy_spec.optional import require
 
-__all__ = ["check_array", "open_store", "read_zarr"]
+__all__ = ["check_array", "open_store", "read_zarr", "write_store"]
 
 
 @contextmanager
@@ -106,6 +107,33 @@ def _check_zip(path: Path) -> None:
                     f"{path}: '{member.filename}' would unpack {member.compress_size:,} bytes to "
                     f"{member.file_size / 1e6:,.0f} MB: damaged?"
                 )
+
+
+def write_store(path: str | Path, fill: Callable[[Any], None], attributes: Mapping[str, Any] | None = None) -> None:
+    """Write a store of format 2, which diffusion_policy's zarr reads, too; it appears whole or not at all.
+
+    Args:
+        path: a folder, or a file that ends in .zip; replaced if there is one.
+        fill: is given the root group.
+        attributes: of the root.
+
+    Raises:
+        ImportError: zarr is not installed.
+    """
+    zarr = require("zarr", extra="data", needed_by="writing a replay buffer")
+
+    def create(store: Any) -> None:
+        fill(zarr.create_group(store=store, zarr_format=2, attributes=dict(attributes or {})))
+
+    def fill_zip(temporary: Path) -> None:
+        with zarr.storage.ZipStore(temporary, mode="w") as store:
+            create(store)
+
+    if Path(path).suffix == ".zip":
+        write_atomically(path, fill_zip)
+        return
+    with atomic_folder(path) as folder:
+        create(str(folder))
 
 
 def _codecs(array: Any) -> list[str]:

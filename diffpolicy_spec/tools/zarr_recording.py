@@ -17,10 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpolicy_spec.atomic import atomic_folder, write_atomically
 from diffpolicy_spec.data.errors import DataError
-from diffpolicy_spec.data.zarr_store import check_array, open_store, read_zarr
-from diffpolicy_spec.optional import require
+from diffpolicy_spec.data.zarr_store import check_array, open_store, read_zarr, write_store
 from diffpolicy_spec.tools.recording import Block, Column, Recording, block_rows
 
 __all__ = ["FORMAT", "open_zarr_recording", "write_zarr_recording", "zarr_names"]
@@ -172,7 +170,6 @@ def write_zarr_recording(recording: Recording, path: str | Path) -> None:
         ImportError: zarr is not installed.
         DataError: names that collide, or what is read turns out to be damaged.
     """
-    zarr = require("zarr", extra="data", needed_by="writing a replay buffer")
     names = zarr_names(recording)
     long = sorted({k for each in recording.episode_attributes for k, v in each.items() if len(str(v)) > _LONG})
     note = {
@@ -182,8 +179,7 @@ def write_zarr_recording(recording: Recording, path: str | Path) -> None:
         "episodes": [{k: _plain(v) for k, v in e.items() if k not in long} for e in recording.episode_attributes],
     }
 
-    def fill(store: Any) -> None:
-        root = zarr.create_group(store=store, zarr_format=2, attributes={NOTE: note})
+    def fill(root: Any) -> None:
         data, meta = root.create_group("data"), root.create_group("meta")
         for column, kind in recording.columns.items():
             _fill_array(data, names[column], recording, column, kind)
@@ -195,15 +191,7 @@ def write_zarr_recording(recording: Recording, path: str | Path) -> None:
             meta.create_array(f"text.{key}", data=np.frombuffer(b"".join(texts), np.uint8))
             meta.create_array(f"text.{key}.ends", data=np.cumsum([len(t) for t in texts]).astype(np.int64))
 
-    def fill_zip(temporary: Path) -> None:
-        with zarr.storage.ZipStore(temporary, mode="w") as store:
-            fill(store)
-
-    if Path(path).suffix == ".zip":
-        write_atomically(path, fill_zip)
-        return
-    with atomic_folder(path) as folder:
-        fill(str(folder))
+    write_store(path, fill, attributes={NOTE: note})
 
 
 def _fill_array(group: Any, name: str, recording: Recording, column: str, kind: Column) -> None:
