@@ -54,6 +54,7 @@ def convert(
     allow_loss: bool = False,
     drop: Sequence[str] = (),
     storage_dtype: str = "float32",
+    compress: bool = True,
     tell: Callable[[str], object] = print,
 ) -> None:
     """Write `source` as `target`, in another format.
@@ -64,6 +65,7 @@ def convert(
         allow_loss: go on though something of weight is lost.
         drop: columns of a dataset to leave out, see `plan_dataset`.
         storage_dtype: of a native checkpoint's weights, "float32" or "float16".
+        compress: images of an hdf5 file.
         tell: takes each sentence of the plan before anything is written.
 
     Raises:
@@ -72,7 +74,7 @@ def convert(
     """
     _, to = _formats(source, Path(target), to)
     _check_target(Path(target), to, overwrite)
-    with plan_conversion(source, target, to, drop=drop, storage_dtype=storage_dtype) as plan:
+    with plan_conversion(source, target, to, drop=drop, storage_dtype=storage_dtype, compress=compress) as plan:
         for sentence in (plan.summary, *(f"note: {n}" for n in plan.notes), *(f"lost: {loss}" for loss in plan.losses)):
             tell(sentence)
         if plan.losses and not allow_loss:
@@ -88,12 +90,15 @@ def plan_conversion(
     *,
     drop: Sequence[str] = (),
     storage_dtype: str = "float32",
+    compress: bool = True,
 ) -> Iterator[Plan]:
     """What `convert` would do; arguments and errors as there. Written within the context, by the plan's `write`."""
     target = Path(target)
     kind, to = _formats(source, target, to)
+    if not compress and to != "hdf5":
+        raise ConversionError(f"images are stored uncompressed in hdf5 files only, not in {to}")
     if kind != "checkpoint":
-        with plan_dataset(Path(source), kind, target, to, drop) as planned:
+        with plan_dataset(Path(source), kind, target, to, drop, compress=compress) as planned:
             yield Plan(f"{source} ({kind}) -> {target} ({to}): {planned.summary}", planned.losses, planned.notes,
                        planned.write)  # fmt: skip
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from diffpolicy_spec.data.errors import DataError
@@ -40,13 +41,16 @@ def open_recording(path: Path, format: str) -> Iterator[Recording]:
 
 
 @contextmanager
-def plan_dataset(source: Path, format: str, target: Path, to: str, drop: Sequence[str] = ()) -> Iterator[DatasetPlan]:
+def plan_dataset(
+    source: Path, format: str, target: Path, to: str, drop: Sequence[str] = (), *, compress: bool = True
+) -> Iterator[DatasetPlan]:
     """What a conversion would write and lose; it is done by the plan's `write`, within the context.
 
     Args:
         source, format: the dataset and what it is: "hdf5" or "zarr".
         target, to: what is made: "hdf5" or "zarr".
         drop: columns to leave out: "states", "next_obs" (all below it), "obs/<key>".
+        compress: images of an hdf5 file.
 
     Raises:
         DataError: the source is damaged, or what it holds does not fit together; a name to drop that is not there.
@@ -65,7 +69,7 @@ def plan_dataset(source: Path, format: str, target: Path, to: str, drop: Sequenc
                 notes.append(f"diffusion_policy has no use for, and ignores: {', '.join(f'data/{n}' for n in extras)}")
             if target.suffix != ".zip" and any(column.is_image for column in recording.columns.values()):
                 notes.append(f"each frame will be a file: {target.name}.zip would be one")
-        write = write_hdf5_recording if to == "hdf5" else write_zarr_recording
+        write = partial(write_hdf5_recording, compress=compress) if to == "hdf5" else write_zarr_recording
         yield DatasetPlan(
             summary=f"{len(recording.names)} episodes, {recording.steps:,} steps: {', '.join(recording.columns)}",
             losses=tuple(f"{name} has no place in {'robomimic' if to == 'hdf5' else 'diffusion_policy'}'s layout"

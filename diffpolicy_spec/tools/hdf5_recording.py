@@ -149,8 +149,11 @@ def _kinds(kinds: set[Column]) -> str:
     return ", ".join(sorted(f"{c.dtype} {c.shape}" for c in kinds))
 
 
-def write_hdf5_recording(recording: Recording, path: str | Path) -> None:
-    """Write a robomimic file; it appears whole or not at all. Images are stored frame by frame, compressed (gzip).
+def write_hdf5_recording(recording: Recording, path: str | Path, *, compress: bool = True) -> None:
+    """Write a robomimic file; it appears whole or not at all.
+
+    Args:
+        compress: store images frame by frame with gzip; otherwise as they are, which training maps into memory.
 
     Raises:
         ImportError: h5py is not installed.
@@ -171,18 +174,19 @@ def write_hdf5_recording(recording: Recording, path: str | Path) -> None:
                 for key, value in attributes.items():
                     group.attrs[key] = value
             for key, column in recording.columns.items():
-                _fill_column(groups, recording, key, column)
+                _fill_column(groups, recording, key, column, compress)
             for key, members in recording.masks.items():
                 file.create_dataset(f"mask/{key}", data=np.array([recording.names[i] for i in members], dtype="S"))
 
     write_atomically(path, fill)
 
 
-def _fill_column(groups: list[Any], recording: Recording, key: str, column: Column) -> None:
+def _fill_column(groups: list[Any], recording: Recording, key: str, column: Column, compress: bool) -> None:
     # robomimic's observations are vectors or images.
     flat = 1 < len(column.shape) and not column.is_image
     shape = (int(np.prod(column.shape)),) if flat else (column.original or column.shape)
-    kept = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1} if column.is_image else {}
+    packed = column.is_image and compress
+    kept = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1} if packed else {}
     datasets = []
     for group, length in zip(groups, recording.lengths, strict=True):
         datasets.append(group.create_dataset(key, shape=(length, *shape), dtype=column.dtype, **kept))

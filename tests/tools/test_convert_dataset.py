@@ -10,7 +10,10 @@ import zarr
 from recordings import ENV_ARGS, contents, write_everything
 
 from diffpolicy_spec.data import DataError, read_replay_buffer, read_robomimic, write_replay_buffer
+from diffpolicy_spec.data.image_sources import MappedImages
 from diffpolicy_spec.tools import recording as recording_module
+from diffpolicy_spec.tools.convert import ConversionError
+from diffpolicy_spec.tools.convert import convert as convert_files
 from diffpolicy_spec.tools.convert_dataset import plan_dataset
 
 DIMS = {"object": 10, "robot0_eef_quat": 4}
@@ -87,6 +90,21 @@ def test_zarr_there_and_back(tmp_path, name):
         assert root["data"][key].dtype == values.dtype
         np.testing.assert_array_equal(root["data"][key][:], values)
     np.testing.assert_array_equal(root["meta"]["episode_ends"][:], [4, 17, 30])
+
+
+def test_uncompressed_images_are_mapped_in_training(tmp_path):
+    packed, plain = tmp_path / "packed.hdf5", tmp_path / "plain.hdf5"
+    convert_files(write_everything(tmp_path / "a.hdf5"), packed)
+    convert_files(packed, plain, compress=False)
+    with h5py.File(packed) as before, h5py.File(plain) as after:
+        key = "data/demo_0/obs/agentview_image"
+        assert (before[key].compression, after[key].compression, after[key].chunks) == ("gzip", None, None)
+        np.testing.assert_array_equal(before[key][:], after[key][:])
+    shapes = {"agentview_image": (3, 12, 10)}
+    episode = read_robomimic(plain, DIMS, image_shapes=shapes)[0]
+    assert isinstance(episode.images["agentview_image"].source, MappedImages)
+    with pytest.raises(ConversionError, match="hdf5 files only, not in zarr"):
+        convert_files(plain, tmp_path / "b.zarr", compress=False)
 
 
 def test_dropped_columns(tmp_path):
