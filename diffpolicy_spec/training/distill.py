@@ -21,7 +21,8 @@ from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.policies.draft import DraftNetwork
 from diffpolicy_spec.samplers import SamplerConfig
 from diffpolicy_spec.sampling import sample_speculative
-from diffpolicy_spec.schedule import Schedule, StepTables, training_abar
+from diffpolicy_spec.schedule import Schedule, StepTables
+from diffpolicy_spec.scheduler_settings import training_abar
 from diffpolicy_spec.verification import Outcome
 from diffpolicy_spec.window import Draft, Window, WindowSize
 

@@ -19,7 +19,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor, abar: Tensor) -> Tensor:
     Args:
         x0, noise: (N, T, Da).
         t: (N,) long.
-        abar: (num_train_timesteps,) cumulative products of 1 - beta (`schedule.training_abar`).
+        abar: (num_train_timesteps,) cumulative products of 1 - beta (`scheduler_settings.training_abar`).
     """
     a = abar[t][:, None, None]
     return a.sqrt() * x0 + (1.0 - a).sqrt() * noise

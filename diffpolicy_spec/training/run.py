@@ -19,7 +19,8 @@ from diffpolicy_spec.policies.diffusion import DiffusionPolicy
 from diffpolicy_spec.policies.images import input_size
 from diffpolicy_spec.policies.normalizer import LinearNormalizer
 from diffpolicy_spec.policies.resnet import STRIDE
-from diffpolicy_spec.schedule import Schedule, training_abar
+from diffpolicy_spec.schedule import Schedule
+from diffpolicy_spec.scheduler_settings import training_abar
 from diffpolicy_spec.seeds import hashed_generator
 from diffpolicy_spec.training.batches import Batch, Batches, cut_for, fit_normalizer, prepare
 from diffpolicy_spec.training.config import TrainConfig

@@ -19,7 +19,7 @@ from diffpolicy_spec.choice.record import Choice, processor
 from diffpolicy_spec.policies import DiffusionPolicy, LinearNormalizer, PolicyConfig, UnetConfig
 from diffpolicy_spec.policies.draft import DraftNetwork
 from diffpolicy_spec.policies.normalizer import fit_limits
-from diffpolicy_spec.schedule import training_abar
+from diffpolicy_spec.scheduler_settings import training_abar
 
 K = 20
 

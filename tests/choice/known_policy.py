@@ -8,7 +8,7 @@ import torch
 from tiny_policy import SCHEDULER, tiny_obs, tiny_policy
 
 from diffpolicy_spec.choice.timing import Moments
-from diffpolicy_spec.schedule import training_abar
+from diffpolicy_spec.scheduler_settings import training_abar
 
 STEPS = 12
 

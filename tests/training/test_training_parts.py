@@ -12,7 +12,7 @@ from tiny_policy import OBS_DIMS, SCHEDULER, tiny_config
 from diffpolicy_spec.data import Episode
 from diffpolicy_spec.policies import TransformerConfig
 from diffpolicy_spec.policies.normalizer import LinearNormalizer, fit_limits
-from diffpolicy_spec.schedule import training_abar
+from diffpolicy_spec.scheduler_settings import training_abar
 from diffpolicy_spec.training import TrainConfig
 from diffpolicy_spec.training.batches import Batches, TrainingData, cut_for, fit_normalizer, prepare
 from diffpolicy_spec.training.curves import append_record, plot_curves, read_records, truncate_records

@@ -12,7 +12,7 @@ from diffpolicy_spec.checkpoints.errors import CheckpointError
 from diffpolicy_spec.checkpoints.fields import Fields
 from diffpolicy_spec.checkpoints.pickles import StoredTensor
 from diffpolicy_spec.policies.config import PolicyConfig, TransformerConfig, UnetConfig
-from diffpolicy_spec.schedule import SETTINGS
+from diffpolicy_spec.scheduler_settings import SETTINGS
 
 __all__ = ["CLASSES", "Kind", "Settings", "policy_class", "read_settings"]
 
