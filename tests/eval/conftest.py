@@ -58,3 +58,15 @@ def envs(policy):
     yield made
     for env in made:
         env.close()
+
+
+@pytest.fixture(scope="session")
+def draws():
+    """Skips where nothing can be drawn."""
+    from diffpolicy_spec.envs import RenderUnavailable, make_env
+
+    with make_env("lift", cameras=("agentview",), image_size=8) as env:
+        try:
+            env.reset(seed=0)
+        except RenderUnavailable as error:
+            pytest.skip(str(error))

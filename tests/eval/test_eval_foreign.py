@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from tiny_policy import tiny_policy
 from upstream_fixtures import fixture
 
-from diffpolicy_spec.envs import RenderUnavailable, make_env
 from diffpolicy_spec.envs.tasks import get_task
 from diffpolicy_spec.eval.episode_table import read_stores
 from diffpolicy_spec.eval.evaluate import evaluate
@@ -133,16 +132,6 @@ def test_lerobots_folder_is_told_what_its_observations_are(upstream, tmp_path):
         }
     }  # fmt: skip
     assert table.steps.tolist() == [10]
-
-
-@pytest.fixture(scope="module")
-def draws():
-    """Skips where nothing can be drawn."""
-    with make_env("lift", cameras=("agentview",), image_size=8) as env:
-        try:
-            env.reset(seed=0)
-        except RenderUnavailable as error:
-            pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from diffpolicy_spec import load_policy
 from diffpolicy_spec.data.obs_map import ObsMap
-from diffpolicy_spec.envs import RenderUnavailable, make_env
+from diffpolicy_spec.envs import make_env
 from diffpolicy_spec.envs.config import EnvConfig
 from diffpolicy_spec.eval.cells import Cell, fingerprint_of
 from diffpolicy_spec.eval.evaluate import evaluate
@@ -55,16 +55,6 @@ def image_policy(obs_dims, images, *, low, high, action_repr, steps=10, seed=0, 
     params |= {key: {"scale": torch.full((3,), 2.0), "offset": torch.full((3,), -1.0)} for key in images}
     params["action"] = fit_limits(np.stack([low, high]))
     return DiffusionPolicy(config, network, LinearNormalizer(params), SCHEDULER, encoder=encoder)
-
-
-@pytest.fixture(scope="module")
-def draws():
-    """Skips where nothing can be drawn."""
-    with make_env("lift", cameras=("agentview",), image_size=8) as env:
-        try:
-            env.reset(seed=0)
-        except RenderUnavailable as error:
-            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,7 @@ def _randomizers(encoder: Fields) -> list[tuple[Any, Fields]]:
     names = names if isinstance(names, list) else [names]
     settings = settings if isinstance(settings, list) else [settings]
     where = f"{encoder.where}: obs_randomizer_kwargs"
+    # As robomimic pairs them: of lists of different lengths, it builds as many as the shorter has.
     return [(name, Fields(each or {}, where)) for name, each in zip(names, settings, strict=False)]
 
 
