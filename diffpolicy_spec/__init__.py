@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
-
-from .calibration import calibrate
-from .drafting import Model, Nearest, Parent, Picard
-from .gains import Gains
-from .inpainting import Inpainting
-from .noise import Noise, draw_noise
-from .paradigms import sample_paradigms
-from .runtime import RuntimeConfig
-from .samplers import BoundSampler, SamplerConfig, bind
-from .sampling import Denoise, sample_ddim, sample_ddpm, sample_speculative
-from .schedule import Schedule, ScheduleError
-from .stats import Sample, SampleStats, TimeSplit
-from .trees import sample_tree
-from .verification import verify_block, verify_steps
 
 if TYPE_CHECKING:
     from .acceleration import AccelerateError, DenoisingLoop, accelerate, accelerated, decelerate
+    from .calibration import calibrate
     from .checkpoints import load_policy
+    from .drafting import Model, Nearest, Parent, Picard
+    from .gains import Gains
+    from .inpainting import Inpainting
+    from .noise import Noise, draw_noise
+    from .paradigms import sample_paradigms
+    from .runtime import RuntimeConfig
+    from .samplers import BoundSampler, SamplerConfig, bind
+    from .sampling import Denoise, sample_ddim, sample_ddpm, sample_speculative
+    from .schedule import Schedule, ScheduleError
+    from .stats import Sample, SampleStats, TimeSplit
+    from .trees import sample_tree
+    from .verification import verify_block, verify_steps
 
 __all__ = [
     "AccelerateError",
@@ -57,18 +57,34 @@ __all__ = [
     "verify_steps",
 ]
 
-
-_ACCELERATION = ("AccelerateError", "DenoisingLoop", "accelerate", "accelerated", "decelerate")
+# Imported when first asked for: a robot's computer runs the control loop, or a server's client, without torch.
+_MODULES = {
+    "acceleration": "AccelerateError DenoisingLoop accelerate accelerated decelerate",
+    "calibration": "calibrate",
+    "checkpoints": "load_policy",
+    "drafting": "Model Nearest Parent Picard",
+    "gains": "Gains",
+    "inpainting": "Inpainting",
+    "noise": "Noise draw_noise",
+    "paradigms": "sample_paradigms",
+    "runtime": "RuntimeConfig",
+    "samplers": "BoundSampler SamplerConfig bind",
+    "sampling": "Denoise sample_ddim sample_ddpm sample_speculative",
+    "schedule": "Schedule ScheduleError",
+    "stats": "Sample SampleStats TimeSplit",
+    "trees": "sample_tree",
+    "verification": "verify_block verify_steps",
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    # Reading checkpoints needs safetensors and the networks; importing the sampler does not.
-    if name == "load_policy":
-        from .checkpoints import load_policy
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-        return load_policy
-    if name in _ACCELERATION:
-        from . import acceleration
 
-        return getattr(acceleration, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Importing the core is light: torch and numpy only."""
+"""Importing the core is light: torch and numpy only; the control loop needs numpy only."""
 
 import json
 import subprocess
@@ -16,9 +16,21 @@ def modules_after(code: str) -> set[str]:
 
 def test_import_pulls_in_torch_and_numpy_only():
     before = modules_after("import torch, numpy")
-    new = modules_after("import diffpolicy_spec") - before
-    assert new == {"diffpolicy_spec"}, new
-    assert not new & set(HEAVY)
+    core = modules_after("import diffpolicy_spec as dps\ndps.sample_speculative, dps.calibrate, dps.bind") - before
+    assert core == {"diffpolicy_spec"}, core
+
+
+def test_the_package_alone_and_the_control_loop_import_without_torch():
+    assert "torch" not in modules_after("import diffpolicy_spec")
+    new = modules_after("import diffpolicy_spec.control") - modules_after("import numpy, diffpolicy_spec")
+    assert not new & {*HEAVY, "torch"}, new
+
+
+def test_every_public_name_is_there():
+    import diffpolicy_spec as dps
+
+    assert set(dps.__all__) <= set(dir(dps))
+    assert all(getattr(dps, name) is not None for name in dps.__all__)
 
 
 def test_the_sampler_runs_with_torch_and_numpy_alone():

@@ -1,0 +1,1 @@
+"""Where a control loop gets its chunks from: a worker process, a server."""

@@ -1,0 +1,1 @@
+"""The ROS bridge: a control loop whose robot is a set of topics. Imports without ROS."""

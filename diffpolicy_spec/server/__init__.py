@@ -1,0 +1,1 @@
+"""The policy server, and its client, which needs no torch."""
