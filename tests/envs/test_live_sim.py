@@ -25,11 +25,12 @@ def sim():
         yield sim
 
 
-def newest(sim, timeout=5.0):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
+def newest(sim, timeout=20.0):
+    """A reading of what is the case now."""
+    now = time.monotonic()
+    while time.monotonic() < now + timeout:
         observation = sim.robot.read()
-        if observation is not None:
+        if observation is not None and observation.time >= now:
             return observation
         time.sleep(0.005)
     raise AssertionError(f"no reading within {timeout} s")
