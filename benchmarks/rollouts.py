@@ -64,7 +64,8 @@ class Constant:
         plan = torch.from_numpy(np.tile(self.action, (n, HORIZON, 1)))
         none, by_step = torch.zeros(n, dtype=torch.long), torch.zeros(n, STEPS_OF_CHAIN, dtype=torch.long)
         stats = SampleStats(
-            torch.arange(STEPS_OF_CHAIN), none, none, none, none, none, none, by_step, by_step, by_step, TimeSplit()
+            torch.arange(STEPS_OF_CHAIN), none, none, none, none, none, none, by_step, by_step, by_step, TimeSplit(),
+            finished_at=none + STEPS_OF_CHAIN,
         )
         first = OBSERVED - 1
         return PolicyOutput(plan[:, first : first + EXECUTED], plan, plan, Sample(plan, stats))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .acceleration import AccelerateError, DenoisingLoop, accelerate, accelerated, decelerate
     from .calibration import calibrate
     from .checkpoints import load_policy
+    from .deadline import Deadline
     from .drafting import Model, Nearest, Parent, Picard
     from .gains import Gains
     from .inpainting import Inpainting
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccelerateError",
     "BoundSampler",
+    "Deadline",
     "Denoise",
     "DenoisingLoop",
     "Gains",
@@ -62,6 +64,7 @@ _MODULES = {
     "acceleration": "AccelerateError DenoisingLoop accelerate accelerated decelerate",
     "calibration": "calibrate",
     "checkpoints": "load_policy",
+    "deadline": "Deadline",
     "drafting": "Model Nearest Parent Picard",
     "gains": "Gains",
     "inpainting": "Inpainting",

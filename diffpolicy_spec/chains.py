@@ -12,13 +12,15 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from .deadline import Deadline, Watch
+from .finish import finish
 from .inpainting import Inpainting
 from .networks import Networks
 from .noise import Generator, Noise
 from .stats import Sample, SampleStats, TimeSplit
 from .window import Turn
 
-__all__ = ["Chains", "run"]
+__all__ = ["Chains", "finish_now", "go_round", "run"]
 
 
 class Chains(ABC):
@@ -31,6 +33,7 @@ class Chains(ABC):
         calls: (B,) long, rounds each chain took part in.
         log: (B, K + 1, 4) long: first step, rows, accepted, rejected of each chain's rounds; the last one is a bin for
             what is not a round.
+        finished_at: (B,) long, where `finish` took over; K where it did not.
         flags: (2,) long, what `note` found: rows of any chain's next round at most; rows that were not finite so far.
         drafts: whether rounds draft anything.
         draws: whether `prepare` draws anything.
@@ -48,6 +51,7 @@ class Chains(ABC):
         self.x = torch.zeros(B, Tp * Da, device=device)
         self.k, self.rows, self.calls = (torch.zeros(B, dtype=torch.long, device=device) for _ in range(3))
         self.log = torch.zeros(B, K + 1, 4, dtype=torch.long, device=device)
+        self.finished_at = torch.full_like(self.k, K)
         self.flags = torch.zeros(2, dtype=torch.long, device=device)
         self.everyone = torch.arange(B, device=device)
 
@@ -80,6 +84,7 @@ class Chains(ABC):
         self.x.copy_(noise.start.flatten(1))
         self.calls.zero_()
         self.log.zero_()
+        self.finished_at.fill_(self.schedule.num_steps)
         self.load(noise, generator, warm_start)
         if self.lockstep:  # all is known
             self.calls.fill_(self.schedule.num_steps)
@@ -87,7 +92,7 @@ class Chains(ABC):
         k = torch.zeros_like(self.k)
         if live is not None:
             k[live:] = self.schedule.num_steps
-        self._stand(self.everyone, k)
+        self.stand(self.everyone, k)
 
     @abstractmethod
     def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
@@ -98,14 +103,25 @@ class Chains(ABC):
 
     def advance(self, chain: Tensor, at: Tensor, rows: Tensor, accepted: Tensor, rejected: Tensor) -> None:
         """Commit accepted + 1 steps of chains that stood at `at` and had `rows`, (b,) each; rows = 0: they are done."""
+        live = self.record(chain, at, rows, accepted, rejected)
+        self.stand(chain, at + live * (accepted + 1))
+        self.networks.clock.lap("verify")
+
+    def record(self, chain: Tensor, at: Tensor, rows: Tensor, accepted: Tensor, rejected: Tensor) -> Tensor:
+        """Count a call, arguments as in `advance`; (b,) bool, chains that took part."""
         live, count = rows > 0, self.calls[chain]
         slot = torch.where(live, count, self.log.shape[1] - 1)
         self.log[chain, slot] = torch.stack([at, rows, accepted, rejected.long()], dim=1)
         self.calls[chain] = count + live
-        self._stand(chain, at + live * (accepted + 1))
-        self.networks.clock.lap("verify")
+        return live
 
-    def _stand(self, chain: Tensor, k: Tensor) -> None:
+    def halt(self, k: int) -> None:
+        """Chains in lockstep stand at step k: what `begin` noted of the steps from there on is not to be."""
+        self.k.copy_(torch.where(self.k < self.schedule.num_steps, k, self.k))
+        self.calls.clamp_(max=k)
+        self.log[:, k:] = 0
+
+    def stand(self, chain: Tensor, k: Tensor) -> None:
         """Chains stand at steps k: (b,) now."""
         K = self.schedule.num_steps
         self.k[chain] = k
@@ -142,22 +158,45 @@ class Chains(ABC):
             draft_calls=self.networks.draft_calls[live].clone(),
             accepted_lengths=counts(accepted, took_part & self.drafts), accepted_at=accepted_at,
             tested_at=accepted_at + counts(start + accepted, rejected)[:, :K], time=time,
+            finished_at=self.finished_at[live].clone(),
         )  # fmt: skip
 
 
-def run(chains: Chains) -> Sample:
+def run(chains: Chains, deadline: Deadline | None = None) -> Sample:
     """The loop: rounds of the chains that are not done yet, as wide as they need, until none is left.
+
+    deadline: chains that would miss it are finished by a few DDIM steps, see `finish`. None: however long it takes.
 
     Raises:
         FloatingPointError: the network returned NaN or infinite values.
     """
+    go_round(chains, None if deadline is None else Watch(deadline, chains.x.device))
+    return chains.sample()
+
+
+def go_round(chains: Chains, watch: Watch | None) -> None:
+    """Rounds until all chains stand at their end, however they get there."""
     chains.networks.clock.lap("draft")
     turn = _opening(chains) if chains.lockstep else _next(chains, opening=True)
     while turn is not None:
+        if watch is not None and turn.low is not None:
+            key = "opening" if turn.opening and not chains.lockstep else "round"
+            if watch.late(chains.schedule.num_steps - turn.low, key):
+                finish_now(chains, watch, turn.low)
+                return
         chains.prepare(turn)
         chains.round(turn)
         turn = _one_further(chains, turn) if chains.lockstep else _next(chains)
-    return chains.sample()
+
+
+def finish_now(chains: Chains, watch: Watch, low: int) -> None:
+    """Finish all chains that are not done; low: the step of the one that is farthest behind."""
+    since = watch.now()
+    if chains.lockstep:
+        chains.halt(low)
+    # All of them, those that are done idle: the shape of the calls is that of the rounds'.
+    finish(chains, chains.everyone, watch.finish_steps)
+    watch.finished(since, min(watch.finish_steps, chains.schedule.num_steps - low))
 
 
 def _next(chains: Chains, opening: bool = False) -> Turn | None:

@@ -82,9 +82,19 @@ class Networks:
         """
         rows = self._shown(x, chain)
         m = self.schedule.predict_x0(self.call(rows, k, chain), rows, k)
+        self._count_bad(m, k, counts)
+        return self._hidden(m, chain).reshape(x.shape)
+
+    def predict_clean(self, x: Tensor, k: Tensor, chain: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x0, clipped as the scheduler clips it, and unclipped; arguments and shapes as in `predict_x0`."""
+        rows = self._shown(x, chain)
+        x0, raw = self.schedule.clean(self.call(rows, k, chain), rows, k)
+        self._count_bad(raw, k, counts)
+        return self._hidden(x0, chain).reshape(x.shape), self._hidden(raw, chain).reshape(x.shape)
+
+    def _count_bad(self, m: Tensor, k: Tensor, counts: Tensor | None) -> None:
         bad = ~torch.isfinite(m.flatten(1).sum(1))  # NaN and infinity are in the sum as well
         self.bad.index_add_(0, k, (bad if counts is None else bad & counts).long())
-        return self._hidden(m, chain).reshape(x.shape)
 
     def predict_rows(self, turn: Turn, x: Tensor, steps: Tensor, valid: Tensor, otherwise: Tensor) -> Tensor:
         """m (b, N, D) at the rows of a round, by one call.

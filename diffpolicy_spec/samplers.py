@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .chains import Chains
+from .deadline import Deadline
 from .drafting import Drafter, Model, Nearest, Parent, Picard
 from .gains import Gains
 from .inpainting import Inpainting
@@ -107,11 +108,15 @@ class BoundSampler:
         warm_start: Tensor | None = None,
         draft: Denoise | None = None,
         inpaint: Inpainting | None = None,
+        deadline: Deadline | None = None,
     ) -> Sample:
-        """Draw action chunks; see `sample_speculative` for the arguments. What a sampler has no use for it ignores."""
+        """Draw action chunks; see `sample_speculative` for the arguments. What a sampler has no use for it ignores.
+
+        deadline: chains that would miss it are finished by a few DDIM steps, and are not exact: see `finish`.
+        """
         return draw(
             self.chains, denoise, self.schedule, noise, generator=generator, inpaint=inpaint,
-            warm_start=self.warm(warm_start), draft=draft if self.uses_draft else None,
+            warm_start=self.warm(warm_start), draft=draft if self.uses_draft else None, deadline=deadline,
         )  # fmt: skip
 
     def warm(self, warm_start: Tensor | None) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .chains import Chains, run
+from .deadline import Deadline
 from .drafting import Drafter
 from .inpainting import Inpainting
 from .networks import Denoise, Networks
@@ -115,13 +116,14 @@ def draw(
     warm_start: Tensor | None = None,
     draft: Denoise | None = None,
     inpaint: Inpainting | None = None,
+    deadline: Deadline | None = None,
 ) -> Sample:
-    """Chains of one kind, made, begun with this noise, and run. Arguments as in `sample_speculative`."""
+    """Chains of one kind, made, begun with this noise, and run. Arguments as in `sample_speculative` and `run`."""
     noise = prepare_noise(noise, schedule, generator, inpaint)
     (B, Tp, Da), device = noise.start.shape, noise.start.device
     chains = make(Networks(denoise, schedule, (B, Tp, Da), device, draft=draft, inpaint=inpaint))
     chains.begin(noise, generator=generator, warm_start=warm_start, inpaint=inpaint)
-    return run(chains)
+    return run(chains, deadline)
 
 
 def prepare_noise(

@@ -191,6 +191,15 @@ class Schedule:
         """
         tables = self.on(x.device)
         rows = (-1,) + (1,) * (x.dim() - 1)
+        x0, raw = self.clean(prediction, x, k)
+        if self.kind == "ddpm":
+            return x0
+        return tables.clipped[k].view(rows) * x0 - tables.unclipped[k].view(rows) * raw
+
+    def clean(self, prediction: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The predicted x0, clipped as the scheduler clips it, and unclipped; arguments as in `predict_x0`."""
+        tables = self.on(x.device)
+        rows = (-1,) + (1,) * (x.dim() - 1)
         raw = tables.x0_of_prediction[k].view(rows) * prediction.to(x.dtype)
         if self.prediction_type != "sample":
             raw = raw + tables.x0_of_x[k].view(rows) * x
@@ -199,9 +208,7 @@ class Schedule:
             x0 = _dynamic_threshold(raw, *self.threshold)
         elif self.clip is not None:
             x0 = raw.clamp(-self.clip, self.clip)
-        if self.kind == "ddpm":
-            return x0
-        return tables.clipped[k].view(rows) * x0 - tables.unclipped[k].view(rows) * raw
+        return x0, raw
 
     def on(self, device: torch.device | str) -> StepTables:
         """The float32 tables on `device`, made once and kept."""

@@ -58,6 +58,8 @@ class SampleStats:
         tested_at: (B, K) long, tests whose outcome counted, by step.
         accepted_at: (B, K) long, tests passed, by step.
         time: the time split of the whole batch.
+        finished_at: (B,) long, the step from which on the chain was finished by DDIM to keep a deadline (`finish`); K
+            where it was not. Its calls and evaluations are counted, its steps are neither accepted nor rejected.
     """
 
     timesteps: Tensor
@@ -71,6 +73,12 @@ class SampleStats:
     tested_at: Tensor
     accepted_at: Tensor
     time: TimeSplit
+    finished_at: Tensor
+
+    @property
+    def inexact(self) -> Tensor:
+        """(B,) bool, whether the chain was finished by DDIM: it is not a draw from the sampler's law."""
+        return self.finished_at < self.num_steps
 
     @property
     def num_steps(self) -> int:

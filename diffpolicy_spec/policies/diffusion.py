@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from diffpolicy_spec.choice.fingerprint import fingerprint
 from diffpolicy_spec.choice.record import Choice, resolve_auto
+from diffpolicy_spec.deadline import Deadline
+from diffpolicy_spec.finish import DEFAULT_FINISH_STEPS
 from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import Generator, Noise, draw_noise
@@ -233,6 +235,8 @@ class DiffusionPolicy:
         generator: Generator = None,
         previous_plan: Tensor | None = None,
         inpaint: Inpainting | None = None,
+        deadline: float | Deadline | None = None,
+        finish_steps: int = DEFAULT_FINISH_STEPS,
     ) -> PolicyOutput:
         """Sample one action chunk per observation.
 
@@ -244,11 +248,16 @@ class DiffusionPolicy:
             previous_plan: (B, T, D), `plan` of the chunk before, normalised; rows of NaN where there is none. It is
                 shifted by the Ta executed actions, and only guides the drafts: the distribution does not change.
             inpaint: coordinates (B, T, Da) of the actions that are known, normalised.
+            deadline: s on `time.monotonic`, when the chunk has to be there: chains that would miss it are finished by
+                finish_steps DDIM steps, and are not draws from the policy's distribution any more; which they are
+                stands in `sample.stats.inexact`. A `Deadline` brings its own clock and steps. None: none.
 
         Raises:
             ObservationError: see `features`; nothing has been drawn or sampled then.
-            ValueError: noise or previous_plan of the wrong shape.
+            ValueError: noise or previous_plan of the wrong shape, or finish_steps below 1.
         """
+        if isinstance(deadline, float | int):
+            deadline = Deadline(deadline, finish_steps)
         given, known = self.condition(obs, generator)
         inpaint = over_plan(known, inpaint, self.config)
         sampler = self.bind() if sampler is None else sampler
@@ -261,7 +270,9 @@ class DiffusionPolicy:
             drawn = draw_noise(shape, sampler.schedule, generator, device=self.device)
             noise = drawn if start is None else replace(drawn, start=start.to(drawn.start))
         runner = self.runner(sampler.config.runtime if isinstance(sampler, BoundSampler) else None)
-        sample = runner.sample(sampler, given, noise, generator=generator, warm_start=warm_start, inpaint=inpaint)
+        sample = runner.sample(
+            sampler, given, noise, generator=generator, warm_start=warm_start, inpaint=inpaint, deadline=deadline
+        )
         plan = sample.x0
         action_pred = self.normalizer.unnormalize("action", plan[..., : self.config.action_dim])
         first = self.config.first

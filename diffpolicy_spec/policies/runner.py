@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_spec.deadline import Deadline, Pace
 from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise
 from diffpolicy_spec.noise import Generator, Noise
@@ -72,6 +75,7 @@ class Runner:
         self._steps = num_train_timesteps
         self._replicas: Replicas | None = None
         self._sessions: dict[tuple[str, int, bool], tuple[Session, Conditioned, Conditioned | None]] = {}
+        self._paces: dict[tuple[str, int], Pace] = {}
         self._where: list[int] = []
 
     @property
@@ -109,21 +113,33 @@ class Runner:
 
     def sample(
         self, sampler: BoundSampler, condition: Tensor, noise: Noise, *, generator: Generator = None,
-        warm_start: Tensor | None = None, inpaint: Inpainting | None = None,
+        warm_start: Tensor | None = None, inpaint: Inpainting | None = None, deadline: Deadline | None = None,
     ) -> Sample:  # fmt: skip
-        """Draw chunks under conditions (B, C); other arguments as in `sample_speculative`."""
+        """Draw chunks under conditions (B, C); other arguments as in `sample_speculative` and `BoundSampler`.
+
+        What rounds take is kept from chunk to chunk for deadlines, by sampler and batch size.
+        """
         if self.config.threads is not None and torch.get_num_threads() != self.config.threads:
             torch.set_num_threads(self.config.threads)
         if self.config.mode == "eager" or not isinstance(sampler, BoundSampler):
             if self.config.devices and self._replicas is None:
                 self.measure_split(condition[:1], (noise.start.shape[1], noise.start.shape[2]))
+            # A sampler of the user's own need not know deadlines.
+            more = {} if deadline is None else {"deadline": self._paced(deadline, sampler, len(noise.start))}
             return sampler(
                 self.denoiser(condition), noise, generator=generator, warm_start=warm_start,
-                draft=self.drafter(condition), inpaint=inpaint,
+                draft=self.drafter(condition), inpaint=inpaint, **more,
             )  # fmt: skip
         noise = prepare_noise(noise, sampler.schedule, generator, inpaint)
         session = self._session(sampler, condition, noise, inpaint)
-        return session(noise, generator=generator, warm_start=sampler.warm(warm_start), inpaint=inpaint)
+        return session(
+            noise, generator=generator, warm_start=sampler.warm(warm_start), inpaint=inpaint,
+            deadline=None if deadline is None else self._paced(deadline, sampler, len(noise.start)),
+        )  # fmt: skip
+
+    def _paced(self, deadline: Deadline, sampler: BoundSampler, batch: int) -> Deadline:
+        config = sampler.config if isinstance(sampler, BoundSampler) else sampler
+        return replace(deadline, pace=self._paces.setdefault((repr(config), batch), Pace()))
 
     def _session(
         self, sampler: BoundSampler, condition: Tensor, noise: Noise, inpaint: Inpainting | None

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffpolicy_spec.chains import Chains
+from diffpolicy_spec.chains import Chains, finish_now, go_round
+from diffpolicy_spec.deadline import Deadline, Watch
 from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Denoise, Networks
 from diffpolicy_spec.noise import Generator, Noise
@@ -79,8 +80,12 @@ class Session:
         generator: Generator = None,
         warm_start: Tensor | None = None,
         inpaint: Inpainting | None = None,
+        deadline: Deadline | None = None,
     ) -> Sample:
-        """Draw chunks of n <= B chains; arguments as in `sample_speculative`, the noise complete and checked."""
+        """Draw chunks of n <= B chains; arguments as in `sample_speculative` and `run`, the noise complete and checked.
+
+        With a deadline, a sequential sampler is one piece of work only if all of it will be in time.
+        """
         n, chains = noise.start.shape[0], self._chains
         begin = partial(
             chains.begin, self._fit_noise(noise), live=n,
@@ -91,20 +96,37 @@ class Session:
             self._captured = self._make(partial(begin, generator=torch.Generator(self._device).manual_seed(0)))
         chains.networks.clock.start()
         begin(generator=self._fit_generators(generator))
-        self._run(self._captured)
+        self._run(self._captured, None if deadline is None else Watch(deadline, self._device))
         return chains.sample(n)
 
-    def _run(self, captured: Captured) -> None:
+    def _run(self, captured: Captured, watch: Watch | None) -> None:
         chains = self._chains
         if chains.lockstep:
-            captured.run(_CHAIN)
+            if watch is None or watch.fits(chains.schedule.num_steps):
+                captured.run(_CHAIN)
+            else:
+                go_round(chains, watch)
+            return
+        if self._finished(watch, _OPENING):
             return
         chains.prepare(Turn(chains.everyone, self._first))
         captured.run(_OPENING)
         while rows := self._next():
             width = next(w for w in self._widths if w >= rows)
+            if self._finished(watch, width):
+                return
             chains.prepare(Turn(chains.everyone, width))
             captured.run(width)
+
+    def _finished(self, watch: Watch | None, key: Hashable) -> bool:
+        """Finish the chains if the piece of work with this key would make them miss the deadline."""
+        if watch is None:
+            return False
+        low = int(self._chains.k.min())
+        if not watch.late(self._chains.schedule.num_steps - low, key):
+            return False
+        finish_now(self._chains, watch, low)
+        return True
 
     def _next(self) -> int:
         """Rows of any chain's next round; the host waits for the device here and nowhere else."""
