@@ -49,6 +49,10 @@ class SimRobot:
         self._link, self.clock_offset = link, clock_offset
         self.sent = self.lost = 0
 
+    def now(self) -> float:
+        """s on the robot's clock."""
+        return time.monotonic() + self.clock_offset
+
     def read(self) -> Observation | None:
         """The newest reading, None where nothing has come since.
 
