@@ -14,7 +14,7 @@ __all__ = ["LIMITS", "read_safety", "read_settings"]
 LIMITS = ("low", "high", "velocity", "acceleration", "jerk")
 
 
-def read_settings(kind: Any, entry: Entry | None, **more: Any) -> Any:
+def read_settings(kind: Any, entry: Entry | None, /, **more: Any) -> Any:
     """A dataclass of settings from a mapping of them.
 
     Args:
