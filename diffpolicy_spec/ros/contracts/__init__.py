@@ -1,4 +1,4 @@
-"""Contracts to start from: a Panda-like arm, a UR-like arm, and the simulated Lift. Copy one and make it your robot's."""
+"""Contracts to start from: a Panda-like arm, a UR-like arm, the simulated Lift. Copy one and make it your robot's."""
 
 from __future__ import annotations
 
