@@ -8,6 +8,7 @@ the chains need just now (`run`), and captured, with shapes fixed beforehand (`d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .noise import Generator, Noise
 from .stats import Sample, SampleStats, TimeSplit
 from .window import Turn
 
-__all__ = ["Chains", "finish_now", "go_round", "run"]
+__all__ = ["Chains", "finish_now", "go_round", "run", "turn_of"]
 
 
 class Chains(ABC):
@@ -34,15 +35,18 @@ class Chains(ABC):
         log: (B, K + 1, 4) long: first step, rows, accepted, rejected of each chain's rounds; the last one is a bin for
             what is not a round.
         finished_at: (B,) long, where `finish` took over; K where it did not.
-        flags: (2,) long, what `note` found: rows of any chain's next round at most; rows that were not finite so far.
+        flags: (2,) long, what `note` found: rows of any chain's next round at most; chains that broke so far.
         drafts: whether rounds draft anything.
         draws: whether `prepare` draws anything.
-        lockstep: whether every chain goes one step forward each round: K rounds of one row.
+        lockstep: whether every chain goes one step forward each round: chains that begin together have K rounds of one
+            row, and nobody needs to look where they are.
+        narrows: whether rounds may have fewer rows than `rows` says without changing what is sampled.
     """
 
     drafts = True
     draws = False
     lockstep = False
+    narrows = False
 
     def __init__(self, networks: Networks) -> None:
         self.networks, self.schedule = networks, networks.schedule
@@ -69,23 +73,29 @@ class Chains(ABC):
 
     def begin(
         self, noise: Noise, *, generator: Generator = None, warm_start: Tensor | None = None,
-        inpaint: Inpainting | None = None, live: int | None = None,
+        inpaint: Inpainting | None = None, live: int | None = None, chain: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Start chains with this noise.
 
         Args:
-            noise: of all B chains, complete.
+            noise: of all B chains, or of those in `chain`, complete.
             generator: of what is drawn on the way.
             warm_start: (B, Tp, Da) x0 to draft the first round with; None for none.
             inpaint: known coordinates, where the chains were made with some.
             live: the first so many chains are run; None: all.
+            chain: (b,) long, these chains begin, the others go on as if nothing had happened. Warm start and inpainting
+                are theirs, and each has a generator. None: all.
         """
-        self.networks.begin(inpaint)
-        self.x.copy_(noise.start.flatten(1))
-        self.calls.zero_()
-        self.log.zero_()
-        self.finished_at.fill_(self.schedule.num_steps)
-        self.load(noise, generator, warm_start)
+        to: Tensor | slice = slice(None) if chain is None else chain
+        self.networks.begin(inpaint, chain)
+        self.x[to] = noise.start.flatten(1)
+        self.calls[to] = 0
+        self.log[to] = 0
+        self.finished_at[to] = self.schedule.num_steps
+        self.load(noise, generator, warm_start, chain)
+        if chain is not None:
+            self.stand(chain, torch.zeros_like(chain))
+            return
         if self.lockstep:  # all is known
             self.calls.fill_(self.schedule.num_steps)
             self.log[:, :-1, 0], self.log[:, :-1, 1] = torch.arange(self.schedule.num_steps, device=self.x.device), 1
@@ -95,7 +105,9 @@ class Chains(ABC):
         self.stand(self.everyone, k)
 
     @abstractmethod
-    def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
+    def load(
+        self, noise: Noise, generator: Generator, warm_start: Tensor | None, chain: Tensor | None
+    ) -> None:  # fmt: skip
         """Take in the noise and what else a sampler keeps beside `Chains`' own state; `begin` calls it."""
 
     def prepare(self, turn: Turn) -> None:  # noqa: B027
@@ -129,19 +141,24 @@ class Chains(ABC):
 
     def note(self) -> None:
         """Put into `flags` what the host must know to go on."""
-        self.flags.copy_(torch.stack([self.rows.max(), self.networks.bad.sum()]))
+        self.flags.copy_(torch.stack([self.rows.max(), self.networks.broken]))
 
-    def sample(self, chains: int | None = None) -> Sample:
-        """The samples of the first so many chains, all done, and what they cost."""
+    def sample(self, chains: int | Tensor | None = None) -> Sample:
+        """The samples of the first so many chains, or of these: (b,) long, all done, and what they cost.
+
+        Raises:
+            FloatingPointError: the network returned NaN or infinite values for one of them.
+        """
+        which = chains if isinstance(chains, Tensor) else slice(chains)
         time = self.networks.clock.split()
         if not self.drafts:
             time = TimeSplit(time.total, time.network)
-        self.networks.check()
+        self.networks.check(which)
         x0 = self.x.clone().view(self.networks.shape)
         x0 = x0 if self.networks.inpaint is None else self.networks.inpaint.show(x0)
-        return Sample(x0=x0[:chains], stats=self._stats(time, slice(chains)))
+        return Sample(x0=x0[which], stats=self._stats(time, which))
 
-    def _stats(self, time: TimeSplit, live: slice) -> SampleStats:
+    def _stats(self, time: TimeSplit, live: slice | Tensor) -> SampleStats:
         calls, K = self.calls[live], self.schedule.num_steps
         start, rows, accepted, rejected = self.log[live, :K].unbind(-1)  # (B, K), one column for each round
         took_part = rows > 0
@@ -201,15 +218,23 @@ def finish_now(chains: Chains, watch: Watch, low: int) -> None:
 
 def _next(chains: Chains, opening: bool = False) -> Turn | None:
     """The host's one look at the device: who is where, and how many rows come next."""
-    B, read = len(chains.k), torch.cat([chains.k, chains.rows, chains.networks.bad.sum().view(1)]).tolist()
+    B, read = len(chains.k), torch.cat([chains.k, chains.rows, chains.networks.broken.view(1)]).tolist()
     chains.networks.clock.lap("sync")
     if read[-1]:
         chains.networks.check()
     k, rows = read[:B], read[B:-1]
     live = [b for b in range(B) if rows[b]]
-    if not live:
-        return None
-    chain = chains.everyone if len(live) == B else torch.tensor(live, device=chains.k.device)
+    return turn_of(chains, live, k, rows, opening=len(live) if opening else 0) if live else None
+
+
+def turn_of(chains: Chains, live: list[int], k: Sequence[int], rows: Sequence[int], *, opening: int = 0) -> Turn:
+    """A round of the chains `live`, of which the first `opening` are in their first round.
+
+    k, rows: of all B chains.
+    """
+    chain = chains.everyone
+    if live != list(range(len(k))):
+        chain = torch.tensor(live, device=chain.device)
     widest = max(rows[b] for b in live)
     return Turn(
         chain, widest, min(k[b] for b in live), max(k[b] + rows[b] for b in live),
@@ -218,7 +243,7 @@ def _next(chains: Chains, opening: bool = False) -> Turn | None:
 
 
 def _opening(chains: Chains) -> Turn:
-    return Turn(chains.everyone, 1, 0, 1, padded=False, opening=True)
+    return Turn(chains.everyone, 1, 0, 1, padded=False, opening=len(chains.everyone))
 
 
 def _one_further(chains: Chains, turn: Turn) -> Turn | None:

@@ -41,26 +41,33 @@ class Networks:
         self.clock, self.inpaint = Clock(device), inpaint
         self.denoise, self.draft = denoise, draft
         self.draft_calls = torch.zeros(shape[0], dtype=torch.long, device=device)
-        self.bad = torch.zeros(schedule.num_steps, dtype=torch.long, device=device)  # rows that were not finite
+        # (B,) the first step of each chain whose output was not finite; K: none.
+        self.failed = torch.full_like(self.draft_calls, schedule.num_steps)
 
     @property
     def known(self) -> Tensor | None:
         """(B, D) bool, coordinates that are not noised."""
         return None if self.inpaint is None else self.inpaint.mask.flatten(1)
 
-    def begin(self, inpaint: Inpainting | None) -> None:
+    def begin(self, inpaint: Inpainting | None, chain: Tensor | None = None) -> None:
         """Forget the chunk before. Inpainting is copied to where it was: a captured graph reads it there.
 
+        chain: (b,) long, only these chains begin, with inpainting of theirs or without; None: all.
+
         Raises:
-            ValueError: inpainting where there was none, or the other way round.
+            ValueError: all begin, with inpainting where there was none, or the other way round.
         """
-        if (inpaint is None) != (self.inpaint is None):
+        to: Tensor | slice = slice(None) if chain is None else chain
+        self.draft_calls[to] = 0
+        self.failed[to] = self.schedule.num_steps
+        if chain is not None and inpaint is not None and self.inpaint is None:
+            nothing = torch.zeros(self.shape, device=self.device)
+            self.inpaint = Inpainting(nothing.bool(), nothing)
+        if chain is None and (inpaint is None) != (self.inpaint is None):
             raise ValueError("chains are made with inpainting or without; make others")
-        if inpaint is not None and self.inpaint is not None and inpaint is not self.inpaint:
-            self.inpaint.mask.copy_(inpaint.mask)
-            self.inpaint.values.copy_(inpaint.values)
-        self.draft_calls.zero_()
-        self.bad.zero_()
+        if self.inpaint is not None and inpaint is not self.inpaint:
+            self.inpaint.mask[to] = False if inpaint is None else inpaint.mask
+            self.inpaint.values[to] = 0.0 if inpaint is None else inpaint.values.to(self.inpaint.values)
 
     def call(self, rows: Tensor, k: Tensor, chain: Tensor) -> Tensor:
         """One network call: the prediction (N, Tp, Da) at rows of that shape, steps k: (N,), chains chain: (N,).
@@ -82,19 +89,21 @@ class Networks:
         """
         rows = self._shown(x, chain)
         m = self.schedule.predict_x0(self.call(rows, k, chain), rows, k)
-        self._count_bad(m, k, counts)
+        self._look(m, k, chain, counts)
         return self._hidden(m, chain).reshape(x.shape)
 
     def predict_clean(self, x: Tensor, k: Tensor, chain: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x0, clipped as the scheduler clips it, and unclipped; arguments and shapes as in `predict_x0`."""
         rows = self._shown(x, chain)
         x0, raw = self.schedule.clean(self.call(rows, k, chain), rows, k)
-        self._count_bad(raw, k, counts)
+        self._look(raw, k, chain, counts)
         return self._hidden(x0, chain).reshape(x.shape), self._hidden(raw, chain).reshape(x.shape)
 
-    def _count_bad(self, m: Tensor, k: Tensor, counts: Tensor | None) -> None:
+    def _look(self, m: Tensor, k: Tensor, chain: Tensor, counts: Tensor | None) -> None:
+        """Note the rows that are not finite."""
         bad = ~torch.isfinite(m.flatten(1).sum(1))  # NaN and infinity are in the sum as well
-        self.bad.index_add_(0, k, (bad if counts is None else bad & counts).long())
+        bad = bad if counts is None else bad & counts
+        self.failed.scatter_reduce_(0, chain, torch.where(bad, k, self.schedule.num_steps), "amin")
 
     def predict_rows(self, turn: Turn, x: Tensor, steps: Tensor, valid: Tensor, otherwise: Tensor) -> Tensor:
         """m (b, N, D) at the rows of a round, by one call.
@@ -110,11 +119,19 @@ class Networks:
         m[valid] = self.predict_x0(x[valid], steps[valid], chain[valid])
         return m
 
-    def check(self) -> None:
-        """Raise FloatingPointError if the network has returned NaN or infinite values since `begin`."""
-        if self.bad.any():
-            first = int(self.schedule.timesteps[self.bad.cpu() > 0][0])  # what follows may be its doing
-            raise FloatingPointError(f"denoise returned NaN or infinite values, first at timestep {first}")
+    @property
+    def broken(self) -> Tensor:
+        """() long, chains for which the network has returned NaN or infinite values since they began."""
+        return (self.failed < self.schedule.num_steps).sum()
+
+    def check(self, chain: Tensor | slice = slice(None)) -> None:
+        """Raise FloatingPointError if the network has returned NaN or infinite values since `begin`, for any chain or
+        one of these."""
+        first = int(self.failed[chain].min())  # what follows may be its doing
+        if first < self.schedule.num_steps:
+            raise FloatingPointError(
+                f"denoise returned NaN or infinite values, first at timestep {int(self.schedule.timesteps[first])}"
+            )
 
     def draft_x0(self, window: Window, x: Tensor, steps: Tensor) -> Tensor:
         """The draft network's x0 at states x: (b, n, D), at steps: (b, n), of a window's chains. (b, n, D) float32."""

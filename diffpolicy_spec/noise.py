@@ -69,11 +69,12 @@ class NoiseTable:
         self.u = torch.zeros(batch, num_steps + 1, device=device)
         self._fresh = Draws(batch, size, device)
 
-    def load(self, noise: Noise, generator: Generator, known: Tensor | None) -> None:
-        """Begin with this noise. known: (B, D) bool, coordinates that are not noised, or None."""
-        self.xi[:, :-1] = noise.steps.flatten(2).transpose(0, 1)
-        self.u[:, :-1] = noise.uniforms.T
-        self._fresh.load(generator, known)
+    def load(self, noise: Noise, generator: Generator, known: Tensor | None, chain: Tensor | None = None) -> None:
+        """Begin with this noise. known: (B, D) bool, coordinates that are not noised, or None; chain: see `Draws`."""
+        to: Tensor | slice = slice(None) if chain is None else chain
+        self.xi[to, :-1] = noise.steps.flatten(2).transpose(0, 1)
+        self.u[to, :-1] = noise.uniforms.T
+        self._fresh.load(generator, known, chain)
 
     def prepare(self, chain: Tensor, rows: int, counts: Tensor) -> None:
         """Draw fresh noise for at most `rows` steps of chains: (b,), each as many as counts: (b,)."""
@@ -96,6 +97,7 @@ class Draws:
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
         self.xi = torch.zeros(batch, 0, size, device=device)
         self.u = torch.zeros(batch, 0, device=device)
+        self._generator: Generator = None
 
     def reserve(self, rows: int) -> None:
         """Make room for this many rows of a chain."""
@@ -103,9 +105,23 @@ class Draws:
         if rows > N:
             self.xi, self.u = self.xi.new_zeros(B, rows, D), self.u.new_zeros(B, rows)
 
-    def load(self, generator: Generator, known: Tensor | None) -> None:
-        """Draw from here on with `generator`; 0 at known: (B, D) bool coordinates."""
-        self._generator, self._known = generator, known
+    def load(self, generator: Generator, known: Tensor | None, chain: Tensor | None = None) -> None:
+        """Draw from here on with `generator`; 0 at known: (B, D) bool coordinates.
+
+        chain: (b,) long, only these chains, the others draw as before; None: all.
+
+        Raises:
+            ValueError: some chains begin by themselves, and there is not a generator for each of them.
+        """
+        self._known = known
+        if chain is None:
+            self._generator = generator
+            return
+        if generator is None or isinstance(generator, torch.Generator) or len(generator) != len(chain):
+            raise ValueError(f"chains that begin while others are under way need a generator each: {len(chain)}")
+        own = dict(zip(chain.tolist(), generator, strict=True))
+        before = self._generator if isinstance(self._generator, list) else [torch.Generator()] * len(self.xi)
+        self._generator = [own.get(c, g) for c, g in enumerate(before)]
 
     def draw(self, chain: Tensor, rows: int, counts: Tensor | None = None) -> None:
         """Fill the first `rows` rows of chains: (b,), or only as many as counts: (b,) says for each."""

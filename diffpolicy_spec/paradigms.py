@@ -72,9 +72,12 @@ class Paradigms(Chains):
         self._path = torch.zeros(B, K + 2, D, device=networks.device)
         self._xi = torch.zeros(B, K, D, device=networks.device)
 
-    def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
-        self._xi.copy_(noise.steps.flatten(2).transpose(0, 1))
-        self._path.copy_(self.x[:, None].expand_as(self._path))  # states not reached yet start at x_0
+    def load(
+        self, noise: Noise, generator: Generator, warm_start: Tensor | None, chain: Tensor | None
+    ) -> None:  # fmt: skip
+        to: Tensor | slice = slice(None) if chain is None else chain
+        self._xi[to] = noise.steps.flatten(2).transpose(0, 1)
+        self._path[to] = self.x[to, None]  # states not reached yet start at x_0
 
     def sizes(self, chain: Tensor, k: Tensor) -> Tensor:
         return (self.schedule.num_steps - k).clamp(max=self._window)

@@ -14,7 +14,10 @@ __all__ = ["Sequential"]
 
 
 class Sequential(Chains):
-    """x_{k+1} = A_k m_k(x_k) + B_k x_k + sigma_k xi_k, for all chains at once."""
+    """x_{k+1} = A_k m_k(x_k) + B_k x_k + sigma_k xi_k.
+
+    A turn that knows its step (`low`) moves all chains on from there; one that does not, its chains each from its own.
+    """
 
     drafts = False
     lockstep = True
@@ -24,12 +27,24 @@ class Sequential(Chains):
         (B, D), K = self.x.shape, self.schedule.num_steps
         self._xi = torch.zeros(K, B, D, device=networks.device)
 
-    def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
-        self._xi.copy_(noise.steps.flatten(2))
+    def load(
+        self, noise: Noise, generator: Generator, warm_start: Tensor | None, chain: Tensor | None
+    ) -> None:  # fmt: skip
+        self._xi[:, slice(None) if chain is None else chain] = noise.steps.flatten(2)
 
     def round(self, turn: Turn) -> None:
-        assert turn.low is not None
         k, t = turn.low, self.tables
+        if k is None:
+            self._round_apart(turn.chain)
+            return
         m = self.networks.predict_x0(self.x, torch.full_like(turn.chain, k), turn.chain)
         self.x.copy_(t.A[k] * m + t.B[k] * self.x + t.sigma[k] * self._xi[k])
         self.networks.clock.lap("verify")
+
+    def _round_apart(self, chain: Tensor) -> None:
+        """A round of chains each at a step of its own."""
+        k, t, nothing = self.k[chain], self.tables, torch.zeros_like(chain)
+        m = self.networks.predict_x0(self.x[chain], k, chain)
+        A, B, sigma = (table[k].unsqueeze(-1) for table in (t.A, t.B, t.sigma))
+        self.x[chain] = A * m + B * self.x[chain] + sigma * self._xi[k, chain]
+        self.advance(chain, k, nothing + 1, nothing, nothing)

@@ -28,10 +28,15 @@ def check_speculative(schedule: Schedule) -> None:
 class Speculation(Chains):
     """Chains that speculate; see `sample_speculative`.
 
+    The rows of a round may be fewer than the window says. That is exact whatever decides on it, as long as it is not
+    the noise of steps that are not committed yet.
+
     Raises:
         ScheduleError: a step before the last has no noise.
         ValueError: the window does not fit, or a draft network is missing.
     """
+
+    narrows = True
 
     def __init__(
         self,
@@ -50,14 +55,17 @@ class Speculation(Chains):
         self._drafter: Drafter = drafter or Picard()
         self._running: Running | None = None
 
-    def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
-        self._noise.load(noise, generator, self.networks.known)
-        plan = plan_of(warm_start, noise.start, self.networks)
-        if self._running is None:
-            small = None if self.networks.draft is None else self.networks.draft_x0
-            self._running = self._drafter.start(self.tables, plan, small)
-        else:
-            self._running.begin(plan)
+    def load(
+        self, noise: Noise, generator: Generator, warm_start: Tensor | None, chain: Tensor | None
+    ) -> None:  # fmt: skip
+        self._noise.load(noise, generator, self.networks.known, chain)
+        plan = plan_of(warm_start, noise.start, self.networks, chain)
+        if self._running is not None:
+            self._running.begin(plan, self.everyone if chain is None else chain)
+            return
+        small = None if self.networks.draft is None else self.networks.draft_x0
+        everyones = plan if chain is None else torch.zeros_like(self.x).index_copy_(0, chain, plan)
+        self._running = self._drafter.start(self.tables, everyones, small)
 
     def sizes(self, chain: Tensor, k: Tensor) -> Tensor:
         assert self._running is not None
@@ -91,15 +99,19 @@ class Speculation(Chains):
         self.advance(chain, at, w.sizes, outcome.accepted, outcome.rejected)
 
 
-def plan_of(warm_start: Tensor | None, start: Tensor, networks: Networks) -> Tensor:
-    """(B, D) x0 for the first draft: the warm start, or 0, the middle of the normalised range.
+def plan_of(warm_start: Tensor | None, start: Tensor, networks: Networks, chain: Tensor | None = None) -> Tensor:
+    """(b, D) x0 for the first draft: the warm start, or 0, the middle of the normalised range.
+
+    chain: (b,) long, the chains it is for; None: all.
 
     Raises:
-        ValueError: a warm start of another shape than the noise's start: (B, Tp, Da).
+        ValueError: a warm start of another shape than the noise's start: (b, Tp, Da).
     """
     if warm_start is None:
         return torch.zeros_like(start).flatten(1)
     if warm_start.shape != start.shape:
         raise ValueError(f"warm_start must have the noise's shape {tuple(start.shape)}, got {tuple(warm_start.shape)}")
     plan = warm_start.to(start).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return (plan if networks.inpaint is None else networks.inpaint.hide(plan)).flatten(1)
+    if networks.inpaint is not None:
+        plan = (networks.inpaint if chain is None else networks.inpaint.of(chain)).hide(plan)
+    return plan.flatten(1)

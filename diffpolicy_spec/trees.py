@@ -93,10 +93,13 @@ class Trees(Chains):
         self._xi = torch.zeros(K, B, D, device=device)
         self._draws = Draws(B, D, device)
 
-    def load(self, noise: Noise, generator: Generator, warm_start: Tensor | None) -> None:
-        self._m.zero_()
-        self._xi.copy_(noise.steps.flatten(2))
-        self._draws.load(generator, self.networks.known)
+    def load(
+        self, noise: Noise, generator: Generator, warm_start: Tensor | None, chain: Tensor | None
+    ) -> None:  # fmt: skip
+        to: Tensor | slice = slice(None) if chain is None else chain
+        self._m[to] = 0.0
+        self._xi[:, to] = noise.steps.flatten(2)
+        self._draws.load(generator, self.networks.known, chain)
 
     def sizes(self, chain: Tensor, k: Tensor) -> Tensor:
         """Chains near their end have shorter trees: no step beyond the last, which is never drafted."""

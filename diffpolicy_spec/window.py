@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Turn:
         low, high: every row that counts is a step in low ... high - 1; None: not known, any.
         padded: whether a chain may have fewer rows than `rows`, or none.
         dense: evaluate padding, too: no shape depends on what the device knows.
-        opening: the chains' first round.
+        opening: the first so many of `chain` are in their first round, the others are not.
     """
 
     chain: Tensor
@@ -39,7 +39,7 @@ class Turn:
     high: int | None = None
     padded: bool = True
     dense: bool = True
-    opening: bool = False
+    opening: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ class Window:
     def chain(self) -> Tensor:
         """(b,) long, index of each chain in the sampler's batch."""
         return self.turn.chain
+
+    def of(self, chains: slice) -> Window:
+        """That of some of its chains."""
+        if chains == slice(0, len(self.start)):
+            return self
+        turn = replace(self.turn, chain=self.chain[chains], low=None, high=None)  # theirs are others
+        parts = (self.start, self.sizes, self.steps, self.valid, self.tested)
+        return Window(turn, *(part[chains] for part in parts))
 
     def slots(self, bin: int) -> Tensor:
         """(b, N) long, `steps`, and `bin` for padding: where to write what must not be written twice."""
@@ -119,9 +127,9 @@ class Response:
         self._to_m = response * A.unsqueeze(1)
         self._base = torch.baddbmm(decay.unsqueeze(-1) * x.unsqueeze(1), response * sigma.unsqueeze(1), xi)
 
-    def states(self, m: Tensor) -> Tensor:
-        """(b, N, D) drafted states for the draft m: (b, N, D)."""
-        return torch.baddbmm(self._base, self._to_m, m)
+    def states(self, m: Tensor, of: slice = slice(None)) -> Tensor:
+        """(b, N, D) drafted states for the draft m: (b, N, D), of some of the chains."""
+        return torch.baddbmm(self._base[of], self._to_m[of], m)
 
 
 def window_sizes(window: WindowSize, num_steps: int, device: torch.device | str) -> Tensor:

@@ -13,9 +13,10 @@ def window_at(
     """Rows of chains 0, 1, ... at these steps; `fixed`: padded to so many rows, the host knows nothing else."""
     sizes = [min(n, K - k) for n, k in zip(sizes, starts, strict=True)]
     chain, n = torch.arange(len(starts)), max(sizes)
+    n_opening = len(starts) if opening else 0
     if fixed is None:
         high = max(k + n for k, n in zip(starts, sizes, strict=True))
-        turn = Turn(chain, n, min(starts), high, padded=min(sizes) < n, dense=False, opening=opening)
+        turn = Turn(chain, n, min(starts), high, padded=min(sizes) < n, dense=False, opening=n_opening)
     else:
-        turn = Turn(chain, fixed, opening=opening)
+        turn = Turn(chain, fixed, opening=n_opening)
     return make_window(turn, torch.tensor(starts), torch.tensor(sizes), K)

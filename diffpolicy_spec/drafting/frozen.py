@@ -69,13 +69,13 @@ class _Frozen:
         self._m, self._x = torch.empty_like(prior), torch.empty_like(prior)
         self._at = torch.empty(prior.shape[0], dtype=torch.long, device=prior.device)
         self._stale = torch.empty(prior.shape[0], dtype=torch.bool, device=prior.device)
-        self.begin(prior)
+        self.begin(prior, torch.arange(len(prior), device=prior.device))
 
-    def begin(self, prior: Tensor) -> None:
-        self._m.copy_(prior)
-        self._x.copy_(self._tables.abar[0].sqrt() * prior)
-        self._at.zero_()
-        self._stale.fill_(True)
+    def begin(self, prior: Tensor, chain: Tensor) -> None:
+        self._m[chain] = prior
+        self._x[chain] = self._tables.abar[0].sqrt() * prior
+        self._at[chain] = 0
+        self._stale[chain] = True
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         return torch.where(self._stale[chain], 1, wanted) if self._reopen else wanted

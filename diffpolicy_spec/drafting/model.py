@@ -37,7 +37,7 @@ class _Scan:
     def __init__(self, tables: StepTables, small: SmallNetwork) -> None:
         self._tables, self._small = tables, small
 
-    def begin(self, prior: Tensor) -> None:
+    def begin(self, prior: Tensor, chain: Tensor) -> None:
         pass
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -79,19 +80,24 @@ class _PicardTable:
             self._m = prior.new_zeros(B, K + 1, D)  # newest m: where the sweeps start
         self._count = torch.zeros(B, K + 1, dtype=torch.long, device=prior.device)
         self._frontier = torch.zeros(B, dtype=torch.long, device=prior.device)
+        self._fresh = torch.zeros(B, dtype=torch.bool, device=prior.device)  # its first round has not been seen
         self._older = torch.arange(2, self._slots + 1, device=prior.device)
-        self.begin(prior)
+        self.begin(prior, torch.arange(B, device=prior.device))
 
-    def begin(self, prior: Tensor) -> None:
-        """The prior stands in for an evaluation of every step until the first round has been seen."""
-        self._seen.zero_()
-        self._seen[:, :-1, 0, 0] = self._tables.abar.sqrt()[:, None] * prior[:, None]
+    def begin(self, prior: Tensor, chain: Tensor) -> None:
+        """The prior stands in for an evaluation of every step until the first round has been seen.
+
+        It is in the slot before the first one: evaluations of a step are counted from 0.
+        """
+        self._seen[chain] = 0.0
+        self._seen[chain, :-1, -1, 0] = self._tables.abar.sqrt()[:, None] * prior[:, None]
         if self._small is None:
-            self._seen[:, :-1, 0, 1] = prior[:, None]
+            self._seen[chain, :-1, -1, 1] = prior[:, None].expand(-1, self._seen.shape[1] - 1, -1)
         else:
-            self._m.copy_(prior[:, None].expand_as(self._m))
-        self._count.fill_(1)
-        self._frontier.fill_(self._count.shape[1] - 1)
+            self._m[chain] = prior[:, None].expand(-1, self._m.shape[1], -1)
+        self._count[chain] = 0
+        self._frontier[chain] = self._count.shape[1] - 1
+        self._fresh[chain] = True
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         return wanted
@@ -104,7 +110,8 @@ class _PicardTable:
         newest = self._seen[chain, source, (count - 1) % self._slots]
         x0, r0 = newest.unbind(2)
         gains, secant = options.gains, None
-        if options.memory and not window.turn.opening:
+        opening = window.turn.opening
+        if options.memory and opening < len(window.start):  # chains in their first round have none
             slot = (count.unsqueeze(-1) - self._older) % self._slots
             older = self._seen[chain.unsqueeze(-1), source.unsqueeze(-1), slot]
             used = count.unsqueeze(-1) >= self._older
@@ -116,17 +123,26 @@ class _PicardTable:
         own = (window.steps < frontier).unsqueeze(-1)
         carried = (window.steps >= frontier - 1).unsqueeze(-1)
         innovation = self._innovations(window, x, xi, x0[:, 0], m[:, 0]) if gains is not None else None
-        first = window.turn.opening and self._small is not None
-        for _ in range(options.first_sweeps if first else options.sweeps):
-            states = response.states(m)
-            dx = (states - x0) * own
-            correction, rest = secant.predict(dx) if secant is not None else (torch.zeros_like(dx), dx)
+        for of in self._sweeps(window):
+            w, states, mine = window.of(of), response.states(m[of], of), own[of]
+            dx = (states - x0[of]) * mine
+            correction, rest = secant.predict(dx, of) if secant is not None else (torch.zeros_like(dx), dx)
             if gains is not None and innovation is not None:
-                correction = correction + gains.apply(window, torch.where(own, rest, innovation))
-            m = r0 + torch.where(own, correction, (correction * carried).cumsum(dim=1))
+                correction = correction + gains.apply(w, torch.where(mine, rest, innovation[of]))
+            swept = r0[of] + torch.where(mine, correction, (correction * carried[of]).cumsum(dim=1))
             if self._small is not None:
-                m = m + self._small(window, states, window.steps)
+                swept = swept + self._small(w, states, w.steps)
+            m = swept if len(swept) == len(m) else torch.cat([m[: of.start], swept, m[of.stop :]])
         return Draft(m=m, x=response.states(m))
+
+    def _sweeps(self, window: Window) -> Iterator[slice]:
+        """Which of the window's chains each sweep is of: with a corrector those in their first round, which come first,
+        have sweeps of their own number."""
+        b, opening, options = len(window.start), window.turn.opening, self._options
+        first = options.sweeps if self._small is None else options.first_sweeps
+        first, later = first if opening else 0, options.sweeps if opening < b else 0
+        for i in range(max(first, later)):
+            yield slice(0 if i < first else opening, b if i < later else opening)
 
     def _innovations(self, window: Window, x: Tensor, xi: Tensor, x0: Tensor, m0: Tensor) -> Tensor:
         """(b, N, D) sigma xi of the step that led to each row; x0, m0: (b, D) the source of the first row.
@@ -140,9 +156,6 @@ class _PicardTable:
         return torch.cat([(x - A * m0 - B * x0).unsqueeze(1), drafted], dim=1)
 
     def observe(self, window: Window, draft: Draft, m: Tensor, outcome: Outcome) -> None:
-        if window.turn.opening:  # forget the prior
-            self._count[window.chain] = 0
-            self._frontier[window.chain] = 0
         chain, slots = window.chain[:, None], window.slots(self._count.shape[1] - 1)
         r = m
         if self._small is not None:
@@ -151,8 +164,10 @@ class _PicardTable:
         count = self._count[chain, slots]
         self._seen[chain, slots, count % self._slots] = torch.stack([draft.x, r], 2)
         self._count[chain, slots] = count + 1
-        ends = window.start + window.sizes
-        self._frontier[window.chain] = torch.maximum(self._frontier[window.chain], ends)
+        ends, fresh = window.start + window.sizes, self._fresh[window.chain]
+        before = self._frontier[window.chain].masked_fill(fresh, 0)  # forget the prior
+        self._frontier[window.chain] = torch.maximum(before, ends)
+        self._fresh[window.chain] = False
 
 
 class _Secant:
@@ -169,10 +184,10 @@ class _Secant:
         diagonal += penalty.clamp(min=1e-20)
         self._inverse = 1 / gram if gram.shape[-1] == 1 else _inverse(gram)
 
-    def predict(self, dx: Tensor) -> tuple[Tensor, Tensor]:
-        """(Y' c, dx - S' c), each (b, N, D)."""
-        c = (dx.unsqueeze(2) @ self._S.transpose(-1, -2)) @ self._inverse
-        along, dm = (c @ self._differences.flatten(3)).squeeze(2).chunk(2, dim=-1)
+    def predict(self, dx: Tensor, of: slice) -> tuple[Tensor, Tensor]:
+        """(Y' c, dx - S' c), each (b, N, D), of some of the chains."""
+        c = (dx.unsqueeze(2) @ self._S[of].transpose(-1, -2)) @ self._inverse[of]
+        along, dm = (c @ self._differences[of].flatten(3)).squeeze(2).chunk(2, dim=-1)
         return dm, dx - along
 
 

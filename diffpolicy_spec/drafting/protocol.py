@@ -23,8 +23,8 @@ class Running(Protocol):
     It keeps what it remembers in tensors that stay where they are; `draft` and `observe` are device operations only.
     """
 
-    def begin(self, prior: Tensor) -> None:
-        """Forget everything; prior: (B, D) is an x0 to draft the first round with."""
+    def begin(self, prior: Tensor, chain: Tensor) -> None:
+        """Forget everything about chains: (b,); prior: (b, D) is an x0 to draft their first round with."""
 
     def sizes(self, chain: Tensor, wanted: Tensor) -> Tensor:
         """(b,) rows of the next round of the chains, at most `wanted`; committed history may decide."""
@@ -40,7 +40,7 @@ class Drafter(Protocol):
     """A way to draft."""
 
     def start(self, tables: StepTables, prior: Tensor, small: SmallNetwork | None) -> Running:
-        """Make room for B chains and begin; prior: (B, D) as in `Running.begin`, small: the draft network if any.
+        """Make room for B chains and begin them all; prior: (B, D) as in `Running.begin`, small: the draft network.
 
         Raises:
             ValueError: what it needs is missing or does not fit.

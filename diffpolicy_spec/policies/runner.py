@@ -28,7 +28,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Conditioned:
-    """A network under the condition of each chain, called as `Denoise`; `load` gives it the next chunk's conditions.
+    """A network under the condition of each chain, called as `Denoise`; `load` gives it the next chunk's conditions,
+    `put` those of some chains.
 
     The features stay where they are as long as there are as many chains.
     """
@@ -45,6 +46,13 @@ class Conditioned:
         else:
             self._features.copy_(features)
         return self
+
+    def put(self, condition: Tensor, chain: Tensor, chains: int) -> None:
+        """Take on the conditions (b, C) of some of so many chains, chain: (b,); the others keep theirs."""
+        features = self._network.features(condition)
+        if self._features is None:
+            self._features = features.new_zeros(chains, features.shape[1])
+        self._features[chain] = features
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, chain: Tensor) -> Tensor:
