@@ -20,7 +20,8 @@ none was sent, before the first."""
 
 INTERVENTIONS = (
     "position_limit", "velocity_limit", "acceleration_limit", "jerk_limit", "nonfinite_action", "wrong_action",
-    "nonfinite_observation", "stale_observation", "no_chunk", "watchdog", "emergency_stop", "stop",
+    "nonfinite_observation", "wrong_observation", "stale_observation", "no_chunk", "unchecked_start", "watchdog",
+    "emergency_stop", "stop",
 )  # fmt: skip
 """What the safety layer steps in for."""
 
@@ -99,12 +100,14 @@ class ChunkArrived:
 
 @dataclass(frozen=True)
 class Intervention:
-    """The safety layer stepped in. kind: one of INTERVENTIONS; axis: of the action, None for all of it."""
+    """The safety layer stepped in. kind: one of INTERVENTIONS; axis: of the action, None for all of it; count: how
+    often since it was told last, this time included."""
 
     time: float
     kind: str
     message: str
     axis: int | None = None
+    count: int = 1
 
 
 @dataclass(frozen=True)
