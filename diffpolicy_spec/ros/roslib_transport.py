@@ -1,0 +1,360 @@
+"""ROS 1 or 2 through rosbridge's websocket: roslibpy connects and reconnects, in twisted's thread.
+
+Twisted's reactor runs once in a process and cannot be started again: it is started with the first transport, and stays,
+idle, when the last one is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time as _time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from diffpolicy_spec.optional import require
+from diffpolicy_spec.ros.frames import BadFrame, FrameReader
+from diffpolicy_spec.ros.transport import Message, ServiceHandler, type_name
+
+__all__ = ["RoslibTransport"]
+
+NEEDED_BY = "the ROS bridge"
+CLOSE_S = 1.0
+LOGGER = logging.getLogger("diffpolicy_spec.ros")
+_reactor_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Subscription:
+    type: str
+    callback: Callable[[Message, float], None]
+    queue_length: int
+    throttle_ms: int
+
+
+class RoslibTransport:
+    """A connection to a rosbridge server; see `Transport`. It is made, and made again, in the background.
+
+    Args:
+        url: as ws://127.0.0.1:9090 or wss://host:443/path; a wss server's certificate is verified.
+        ros: 1 or 2.
+        headers: more HTTP headers of the handshake.
+        max_message_bytes: a larger message is not read: a fragmented one is dropped, any other ends the connection.
+        ping_s, pong_s: a server that was silent for ping_s is pinged; one that does not answer within pong_s is gone.
+        backoff_s: (first, longest) wait before connecting again.
+
+    Raises:
+        ValueError: no url of a websocket.
+        ImportError: roslibpy is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ros: int = 2,
+        *,
+        headers: Mapping[str, str] | None = None,
+        max_message_bytes: int = 8 << 20,
+        ping_s: float = 1.0,
+        pong_s: float = 2.0,
+        backoff_s: tuple[float, float] = (0.2, 5.0),
+    ) -> None:
+        type_name("std_msgs/Header", ros)  # refuses other versions
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ValueError(f"{url!r} is no websocket: write ws://HOST:PORT, rosbridge listens on 9090")
+        self.ros, self.url = ros, url
+        self._max_bytes = max_message_bytes
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._topics: dict[str, tuple[str, int]] = {}
+        self._services: dict[str, tuple[str, ServiceHandler]] = {}
+        self._connect_callbacks: list[Callable[[], None]] = []
+        self._disconnect_callbacks: list[Callable[[str], None]] = []
+        self._problem_callbacks: list[Callable[[str, str], None]] = []
+        self._protocol: Any = None
+        self._closed = False
+        self._gone = threading.Event()
+        self._gone.set()
+        self._reactor, self._factory = _start(self, parts, headers, ping_s, pong_s, backoff_s)
+
+    # Of Transport
+
+    @property
+    def connected(self) -> bool:
+        return self._protocol is not None
+
+    def on_connect(self, callback: Callable[[], None]) -> None:
+        def add() -> None:
+            self._connect_callbacks.append(callback)
+            if self._protocol is not None:
+                callback()
+
+        self._in_reactor(add)
+
+    def on_disconnect(self, callback: Callable[[str], None]) -> None:
+        self._disconnect_callbacks.append(callback)
+
+    def on_problem(self, callback: Callable[[str, str], None]) -> None:
+        self._problem_callbacks.append(callback)
+
+    def subscribe(
+        self,
+        topic: str,
+        type: str,
+        callback: Callable[[Message, float], None],
+        *,
+        queue_length: int = 1,
+        throttle_ms: int = 0,
+    ) -> None:
+        made = _Subscription(type, callback, queue_length, throttle_ms)
+
+        def add() -> None:
+            self._subscriptions[topic] = made
+            self._send(self._subscribe(topic, made))
+
+        self._in_reactor(add)
+
+    def advertise(self, topic: str, type: str, *, queue_length: int = 1) -> Callable[[Message], bool]:
+        def add() -> None:
+            self._topics[topic] = type, queue_length
+            self._send(self._advertise(topic, type, queue_length))
+
+        self._in_reactor(add)
+
+        def publish(message: Message) -> bool:
+            return self._send({"op": "publish", "topic": topic, "msg": message})
+
+        return publish
+
+    def advertise_service(self, name: str, type: str, handler: ServiceHandler) -> None:
+        def add() -> None:
+            self._services[name] = type, handler
+            self._send(self._offer(name, type))
+
+        self._in_reactor(add)
+
+    def now(self) -> float:
+        return _time.time()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+
+        def end() -> None:
+            self._factory.stopTrying()
+            for topic in self._subscriptions:
+                self._send({"op": "unsubscribe", "id": f"subscribe:{topic}", "topic": topic})
+            for topic in self._topics:
+                self._send({"op": "unadvertise", "id": f"advertise:{topic}", "topic": topic})
+            for name in self._services:
+                self._send({"op": "unadvertise_service", "service": name})
+            if self._protocol is not None:
+                self._protocol.sendClose()
+            elif self._factory.connector is not None:
+                self._factory.connector.disconnect()
+
+        self._in_reactor(end)
+        if not self._reactor_thread():
+            # What was published last is sent before the connection ends; a server that is gone is not waited for.
+            self._gone.wait(CLOSE_S)
+            self._in_reactor(lambda: self._protocol is not None and self._protocol.dropConnection(abort=True))
+
+    # In the reactor's thread
+
+    def opened(self, protocol: Any) -> None:
+        """roslibpy has connected."""
+        if self._closed:
+            protocol.sendClose()
+            return
+        self._gone.clear()
+        self._protocol = protocol
+        for topic, (type_, queue) in self._topics.items():
+            self._send(self._advertise(topic, type_, queue))
+        for name, (type_, _) in self._services.items():
+            self._send(self._offer(name, type_))
+        for topic, made in self._subscriptions.items():
+            self._send(self._subscribe(topic, made))
+        for callback in list(self._connect_callbacks):
+            self._guarded(callback)
+
+    def lost(self, protocol: Any, reason: str) -> None:
+        """The connection has ended."""
+        if protocol is not self._protocol:
+            return
+        self._protocol = None
+        self._gone.set()
+        if protocol.wasMaxMessagePayloadSizeExceeded:
+            self._problem(f"a message of more than {self._max_bytes} bytes: the connection is made anew")
+        if not self._closed:
+            for callback in list(self._disconnect_callbacks):
+                self._guarded(callback, reason)
+
+    def received(self, reader: FrameReader, payload: bytes, binary: bool) -> None:
+        """A frame of the server, whatever is in it."""
+        try:
+            if binary:
+                raise BadFrame("a binary frame, which was not asked for")
+            frame = reader.read(payload)
+            if frame is not None:
+                self._handle(frame)
+        except BadFrame as error:
+            self._problem(str(error))
+        except Exception as error:  # the reactor must not see one, nor must the connection end by it
+            LOGGER.exception("a message of rosbridge could not be handled")
+            self._problem(f"{type(error).__name__}: {error}")
+
+    def _handle(self, frame: Mapping[str, Any]) -> None:
+        op = frame["op"]
+        if op == "publish":
+            topic = frame.get("topic")
+            made = self._subscriptions.get(topic) if isinstance(topic, str) else None
+            message = frame.get("msg")
+            if made is None:
+                raise BadFrame(f"a message of {str(topic)[:100]!r}, which was not subscribed to")
+            if not isinstance(message, dict):
+                raise BadFrame(f"{topic}: no message, but {type(message).__name__}")
+            made.callback(message, self.now())
+        elif op == "call_service":
+            self._answer(frame)
+        elif op == "status":
+            if frame.get("level") in ("error", "warning"):
+                self._problem(f"rosbridge says: {str(frame.get('msg'))[:500]}")
+        else:
+            raise BadFrame(f"operation {op[:50]!r}, which was not asked for")
+
+    def _answer(self, frame: Mapping[str, Any]) -> None:
+        name = frame.get("service")
+        found = self._services.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise BadFrame(f"service {str(name)[:100]!r} is called, which is not offered")
+        args = frame.get("args")
+        answer: dict[str, Any] = {"op": "service_response", "service": name, "result": True}
+        answer["values"] = dict(found[1](args if isinstance(args, dict) else {}))
+        if isinstance(frame.get("id"), str | int):
+            answer["id"] = frame["id"]
+        self._send(answer)
+
+    # Parts
+
+    def _subscribe(self, topic: str, made: _Subscription) -> dict[str, Any]:
+        return {
+            "op": "subscribe",
+            "id": f"subscribe:{topic}",
+            "topic": topic,
+            "type": type_name(made.type, self.ros),
+            "queue_length": made.queue_length,
+            "throttle_rate": made.throttle_ms,
+            # What is larger comes in pieces, and can be dropped without losing the connection. In JSON within JSON
+            # quotes take two bytes.
+            "fragment_size": self._max_bytes // 2,
+            "compression": "none",
+        }
+
+    def _advertise(self, topic: str, type_: str, queue: int) -> dict[str, Any]:
+        name = type_name(type_, self.ros)
+        return {"op": "advertise", "id": f"advertise:{topic}", "topic": topic, "type": name, "queue_size": queue}
+
+    def _offer(self, name: str, type_: str) -> dict[str, Any]:
+        return {"op": "advertise_service", "service": name, "type": type_name(type_, self.ros, "srv")}
+
+    def _send(self, frame: Mapping[str, Any]) -> bool:
+        protocol = self._protocol
+        if protocol is None:
+            return False
+        # Strict JSON: NaN is none, and a server that takes it would hand it to a robot.
+        protocol.send_message(json.dumps(frame, allow_nan=False).encode())
+        return True
+
+    def _problem(self, message: str) -> None:
+        for callback in list(self._problem_callbacks):
+            self._guarded(callback, "bad_message", message)
+
+    def _guarded(self, callback: Callable[..., None], *args: Any) -> None:
+        try:
+            callback(*args)
+        except Exception:
+            LOGGER.exception("a callback of the ROS bridge raised")
+
+    def _in_reactor(self, what: Callable[[], object]) -> None:
+        if self._reactor_thread():
+            what()
+        else:
+            self._reactor.callFromThread(what)
+
+    def _reactor_thread(self) -> bool:
+        return bool(require("twisted.python.threadable", "ros", NEEDED_BY).isInIOThread())
+
+
+def _start(
+    owner: RoslibTransport,
+    parts: Any,
+    headers: Mapping[str, str] | None,
+    ping_s: float,
+    pong_s: float,
+    backoff_s: tuple[float, float],
+) -> tuple[Any, Any]:
+    """Connect in the background; returns the reactor and roslibpy's factory, which connects again by itself."""
+    comm = require("roslibpy.comm.comm_autobahn", "ros", NEEDED_BY)
+    websocket = require("autobahn.twisted.websocket", "ros", NEEDED_BY)
+    reactor = require("twisted.internet.reactor", "ros", NEEDED_BY)
+
+    protocol_base: Any = comm.AutobahnRosBridgeProtocol
+    factory_base: Any = comm.AutobahnRosBridgeClientFactory
+    disconnected = require("autobahn.exception", "ros", NEEDED_BY).Disconnected
+
+    class Protocol(protocol_base):
+        def onOpen(self) -> None:
+            self.reader = FrameReader(owner._max_bytes)
+            super().onOpen()
+            owner.opened(self)
+
+        def onMessage(self, payload: bytes, isBinary: bool) -> None:
+            owner.received(self.reader, payload, isBinary)
+
+        def onClose(self, wasClean: bool, code: int, reason: str) -> None:
+            owner.lost(self, self.wasNotCleanReason or reason or "closed by the server")
+
+        def send_message(self, payload: bytes) -> None:
+            owner._in_reactor(lambda: self.write(payload))
+
+        def write(self, payload: bytes) -> None:
+            # It may have ended since.
+            with contextlib.suppress(disconnected):
+                self.sendMessage(payload)
+
+    class Factory(factory_base):
+        protocol = Protocol
+        noisy = False
+        initialDelay = delay = backoff_s[0]
+        maxDelay = backoff_s[1]
+        factor = 2.0
+
+    factory = Factory(owner.url, headers=dict(headers or {}))
+    factory.setProtocolOptions(
+        autoPingInterval=ping_s,
+        autoPingTimeout=pong_s,
+        openHandshakeTimeout=5,
+        closeHandshakeTimeout=CLOSE_S,
+        maxMessagePayloadSize=owner._max_bytes,
+        maxFramePayloadSize=owner._max_bytes,
+        tcpNoDelay=True,
+    )
+    context = None
+    if parts.scheme == "wss":  # autobahn's own default does not look at certificates
+        context = require("twisted.internet.ssl", "ros", NEEDED_BY).optionsForClientTLS(parts.hostname)
+
+    def connect() -> None:
+        factory.connector = websocket.connectWS(factory, context, timeout=5)
+
+    with _reactor_lock:
+        factory.manager.run()
+        running = threading.Event()
+        reactor.callFromThread(running.set)
+        running.wait(5)
+    reactor.callFromThread(connect)
+    return reactor, factory
