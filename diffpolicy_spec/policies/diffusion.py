@@ -117,6 +117,11 @@ class DiffusionPolicy:
         self._runners: dict[RuntimeConfig, Runner] = {}
 
     @property
+    def observations(self) -> ObservationEncoder:
+        """What checks and encodes observations."""
+        return self._observations
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device

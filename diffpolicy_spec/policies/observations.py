@@ -53,7 +53,17 @@ class ObservationEncoder:
             ObservationError: missing or unknown keys, wrong shapes, not real numbers, NaN or infinity, images that are
                 not in [0, 1].
         """
+        return self.encode(self._checked(obs), generator)
+
+    def check(self, obs: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
+        """Observations as tensors, float32 (images may be uint8), on the device; raises as the call does."""
         values = self._checked(obs)
+        if self._dims:
+            self._low_dimensional(values)
+        return values
+
+    def encode(self, values: Mapping[str, Tensor], generator: Generator = None) -> Tensor:
+        """Features (B, To, Do) of what `check` returned."""
         if not self._of_image:
             return self._low_dimensional(values)
         features: dict[str, Tensor] = {}

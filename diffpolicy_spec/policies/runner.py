@@ -115,6 +115,19 @@ class Runner:
         denoise.share(Split(times.from_rows))
         return times
 
+    def conditioned(self) -> tuple[Conditioned, Conditioned | None]:
+        """The denoiser and the draft network, to be put under the conditions of chains as they come; None: no such one.
+
+        Raises:
+            ValueError: the runtime's rows are shared out over several devices.
+        """
+        if self.config.devices:
+            raise ValueError(
+                "chains that begin one by one run on one device, and the runtime has "
+                f"devices={list(self.config.devices)}: serve the policy without, or one process for each device"
+            )
+        return Conditioned(self._network), None if self._draft is None else Conditioned(self._draft)
+
     def drafter(self, condition: Tensor) -> Denoise | None:
         """The draft network under conditions (B, C); None where there is none."""
         return None if self._draft is None else Conditioned(self._draft).load(condition)
