@@ -240,7 +240,7 @@ class Safety:
         if self._motion is None or self._last is None:
             return None
         periods = round((now - self._last) / self.limits.period)
-        if periods == 0 and not again:
+        if periods < 1 and not again:
             return None
         if periods <= 1:
             return self._motion
