@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import select
 import socket
 import time
 from contextlib import suppress
@@ -71,6 +72,10 @@ class SimRobot:
             return None
         stamp, values = pickle.loads(newest)
         return Observation(stamp + self.clock_offset, values)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until a reading is there, `timeout` s at most; whether one is. A loop does not need it."""
+        return bool(select.select([self._link], [], [], timeout)[0])
 
     def send(self, action: NDArray[np.float64], time: float) -> None:
         """Command an action (Da,) for a time on the robot's clock.
