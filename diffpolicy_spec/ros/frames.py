@@ -48,6 +48,8 @@ class FrameReader:
 
     def _joined(self, frame: Mapping[str, Any]) -> Mapping[str, Any] | None:
         name, data, num, total = (frame.get(key) for key in ("id", "data", "num", "total"))
+        if isinstance(total, float) and 1 <= total <= self._max_bytes:
+            total = int(total)  # rosbridge writes (length - 1) / size + 1, and means whole ones
         whole = isinstance(num, int) and isinstance(total, int) and 0 <= num < total <= self._max_bytes
         if not isinstance(name, str | int) or not isinstance(data, str) or not whole:
             raise BadFrame("a fragment without id, data, num or total")
@@ -60,12 +62,11 @@ class FrameReader:
                 self._parts.popitem(last=False)
         was_too_large = parts.too_large
         parts.add(num, data, self._max_bytes)
-        if parts.missing:
-            if parts.too_large and not was_too_large:
-                raise BadFrame(f"a message in {total} fragments of more than {self._max_bytes} bytes")
-            return None
-        del self._parts[str(name)]
-        if parts.too_large:
+        if not parts.missing:
+            del self._parts[str(name)]
+        if parts.too_large and not was_too_large:
+            raise BadFrame(f"a message in {total} fragments of more than {self._max_bytes} bytes")
+        if parts.missing or parts.too_large:
             return None
         joined = self._decoded("".join(parts.data[i] for i in range(total)).encode("utf-8", "surrogatepass"))
         if joined["op"] == "fragment":

@@ -61,14 +61,14 @@ def trajectory(output: Output, points: Array, first: float, period: float, ros: 
     """A trajectory_msgs/JointTrajectory: point i belongs to the time first + i * period.
 
     Its header's time is a period before the first, so time_from_start is (i + 1) * period: a controller that takes it
-    late drops the points that have passed, and goes on with the others in time. With `stamp: zero` it begins when the
-    controller takes it.
+    late drops the points that have passed, and goes on with the others in time. With `stamp: zero` it begins when it is
+    taken, and so does a single point: that would have passed by then, and controllers refuse what is all past.
 
     Args:
         points: (n, d) positions, n >= 1, see `values_of`. first: s, on the robot's clock. period: s.
     """
     begin = {"sec": 0, "nanosec": 0} if ros == 2 else {"secs": 0, "nsecs": 0}
-    if output.stamp == "time":
+    if output.stamp == "time" and len(points) > 1:
         begin = stamp(first - period, ros)
     listed = [
         {"positions": row, "time_from_start": duration((i + 1) * period, ros)} for i, row in enumerate(points.tolist())
