@@ -2,7 +2,11 @@
 
 protocols  Robot and Planner, and what passes between them
 config     ControlConfig, SafetyConfig
-events     what a loop tells whoever listens
+loop       ControlLoop; driver: one period of it; grid: its periods; signals: a clean stop
+sensing    observations in time: clock_map, history
+supply     chunks in time: requests, queue, blending
+safety     what is sent instead of what is wanted
+events     what a loop tells whoever listens; publisher: how; faults: what goes wrong
 timing     chunks on a grid of control steps
 """
 
@@ -16,6 +20,7 @@ from diffpolicy_spec.control.events import (
     Subscriber,
     Tick,
 )
+from diffpolicy_spec.control.loop import ControlLoop
 from diffpolicy_spec.control.protocols import (
     Failure,
     Observation,
@@ -32,6 +37,7 @@ __all__ = [
     "MEANWHILE",
     "ChunkArrived",
     "ControlConfig",
+    "ControlLoop",
     "Failure",
     "Fault",
     "Intervention",

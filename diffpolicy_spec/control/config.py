@@ -45,6 +45,7 @@ class ControlConfig:
             history; where there is none as near, the nearest older one stands for it and this is counted.
         max_clock_jump_ms: how far a robot's clock may run off the loop's between two observations.
         seed: of the chunks' noise; None: another each time.
+        realtime: the loop's thread goes before all that is not real-time (SCHED_FIFO), where the system permits it.
 
     Raises:
         ValueError: a setting that cannot be.
@@ -67,6 +68,7 @@ class ControlConfig:
     history_tolerance: float = 0.5
     max_clock_jump_ms: float = 100.0
     seed: int | None = None
+    realtime: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "control_hz", "policy_hz", "deadline_ms", "history_tolerance", "max_clock_jump_ms")

@@ -1,0 +1,238 @@
+"""What a control loop does in one period, and what it knows from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffpolicy_spec.control.config import ControlConfig, SafetyConfig
+from diffpolicy_spec.control.events import Subscriber
+from diffpolicy_spec.control.faults import FaultBook
+from diffpolicy_spec.control.protocols import Observation, Planner, PolicyInfo, Robot
+from diffpolicy_spec.control.publisher import Publisher
+from diffpolicy_spec.control.queue import Wanted
+from diffpolicy_spec.control.safety import Safety, Watchdog
+from diffpolicy_spec.control.sensing import Sensing
+from diffpolicy_spec.control.supply import Supply
+
+__all__ = ["Driver", "Sent"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """What was sent in a period; see `events.Tick`."""
+
+    action: NDArray[np.float64] | None = None
+    source: str = "nothing"
+    chunk: int = -1
+    step: float = float("nan")
+    observation_age_ms: float = float("nan")
+
+
+class Driver:
+    """Robot, planner and safety layer, brought together period by period.
+
+    Everything here runs in the loop's thread, `emergency_stop` excepted.
+
+    Args:
+        watched: whether a watchdog runs beside it.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        planner: Planner,
+        config: ControlConfig,
+        safety: SafetyConfig,
+        subscribers: Sequence[Subscriber],
+        clock: Callable[[], float],
+        watched: bool = True,
+    ) -> None:
+        self._robot, self._planner, self._config, self._limits, self._clock = robot, planner, config, safety, clock
+        self._watched = watched
+        self.publisher = Publisher(subscribers, self._subscriber_failed)
+        self.faults = FaultBook(self.publisher.put)
+        self._sensing = Sensing(robot, config, self.faults, clock, self._guard)
+        self._period, self._lead = 1 / config.control_hz, 1e-3 * config.lead_ms
+        self.info: PolicyInfo | None = None
+        self._safety: Safety | None = None
+        self._watchdog: Watchdog | None = None
+        self._supply = Supply(planner, config, self.faults, self.publisher.put)
+        self._emergency: str | None = None
+        self._stopping = self._paused = False
+        self._due = 0.0
+
+    @property
+    def state(self) -> str:
+        """See `ControlLoop.state`."""
+        if self._safety is None or self._safety.state == "ready":
+            return "stopped" if self._emergency is not None else "paused" if self._paused else "waiting"
+        return "stopped" if self._safety.state == "stopped" else "paused" if self._paused else "running"
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the last command has brought the robot to rest, or nothing was ever sent."""
+        return self._safety is None or self._safety.at_rest
+
+    # Orders.
+
+    def obey(self, order: str) -> None:
+        """ "pause", "resume" or "reset"."""
+        if order == "pause":
+            self._paused = True
+            self._supply.reset()
+        elif order == "resume":
+            self._resume()
+        else:
+            self._emergency = None
+            self._supply.reset()
+            self._sensing.reset()
+            if self._safety is not None:
+                self._safety.reset()
+
+    def _resume(self) -> None:
+        self._supply.reset()
+        if self._emergency is not None:
+            return  # wins over everything but a reset
+        self._paused = False
+        if self._safety is not None:
+            self._safety.resume()
+
+    def emergency_stop(self, reason: str) -> None:
+        """See `ControlLoop.emergency_stop`; from any thread or signal handler."""
+        self._emergency = reason
+        if self._safety is not None:
+            self._safety.emergency_stop(reason)
+
+    def come_to_rest(self, reason: str) -> None:
+        """No more chunks; the commands that follow bring the robot to rest."""
+        self._stopping = True
+        if self._safety is not None:
+            self._safety.stop(reason)
+
+    # A period.
+
+    def period(self, due: float) -> Sent:
+        """Read, ask, take, send: the command of the period that begins at `due`."""
+        self._due = due
+        if self.info is None:
+            self._meet(self._planner.info)
+        self._sensing.read()
+        now = self._clock()
+        time = due + self._lead
+        wanted = self._want(self._safety, now, time)
+        sent = Sent() if self._safety is None else self._command(self._safety, wanted, due, time)
+        self.faults.look(now)
+        return sent
+
+    def _meet(self, info: PolicyInfo | None) -> None:
+        """The policy is known: from now on there are observations to keep, actions to guard, chunks to ask for."""
+        if info is None:
+            return
+        safety = Safety(self._limits, info.action_dim, self._config.control_hz, action_repr=info.action_repr)
+        self._sensing.know(info)
+        self._supply.know(info)
+        self.info, self._safety = info, safety
+        self._watch()
+        if self._emergency is not None:  # looked at last: another thread may be setting it
+            safety.emergency_stop(self._emergency)
+
+    def _want(self, safety: Safety | None, now: float, time: float) -> Wanted | None:
+        moving = safety is not None and safety.state != "stopped" and not (self._paused or self._stopping)
+        if moving:
+            self._supply.ask(self._sensing.newest, self._sensing.stack, now)
+        self._supply.receive(now, time)
+        return self._supply.wanted(time) if moving else None
+
+    def _command(self, safety: Safety, wanted: Wanted | None, due: float, time: float) -> Sent:
+        with self._commanding():
+            command = safety.command(None if wanted is None else wanted.action, due)
+            sent = command.action is not None and self._send(command.action, time)
+            if command.action is not None and self._watchdog is not None:
+                self._watchdog.fed(due)
+        for intervention in command.interventions:
+            self.publisher.put(intervention)
+        if not sent:
+            return Sent()
+        if command.source != "wanted" or wanted is None:
+            return Sent(command.action, command.source)
+        source = "old_chunk" if self._supply.waiting else "chunk"
+        return Sent(command.action, source, wanted.chunk, wanted.step, 1e3 * (time - wanted.time))
+
+    def _send(self, action: NDArray[np.float64], time: float) -> bool:
+        try:
+            self._send_now(action, time)
+        except Exception as error:
+            self.faults.happened("robot_failed", f"send: {type(error).__name__}: {error}", self._clock())
+            return False
+        return True
+
+    def _send_now(self, action: NDArray[np.float64], time: float) -> None:
+        self._robot.send(action, self._sensing.clock_map.to_robot(time))
+
+    def following(self, count: int, dt: float | None = None) -> NDArray[np.float64] | None:
+        """See `ControlLoop.following`."""
+        if self._safety is None:
+            return None
+        first = self._due + self._period
+        wanted = self._supply.following(first + self._lead, count, dt or self._period)
+        return None if wanted is None else self._safety.preview(wanted, first, dt)
+
+    # What goes wrong.
+
+    def overrun(self, skipped: int, busy: float, now: float) -> None:
+        """Periods were skipped."""
+        message = f"{skipped} skipped: of a period's {1e3 * self._period:.1f} ms, the loop took {1e3 * busy:.1f} itself"
+        self.faults.happened("loop_overrun", message, now, times=skipped)
+
+    def _guard(self, observation: Observation, read: float) -> bool:
+        if self._safety is None:
+            return False
+        with self._commanding():
+            told = self._safety.see(observation, read)
+        for intervention in told:
+            self.publisher.put(intervention)
+        return self._safety.usable
+
+    def _subscriber_failed(self, subscriber: Subscriber, error: Exception) -> None:
+        message = f"{type(subscriber).__name__} is not told any more: {type(error).__name__}: {error}"
+        self.faults.happened("subscriber_failed", message, self._clock())
+
+    # The watchdog, the beginning and the end.
+
+    def _watch(self) -> None:
+        if self._watched and self._safety is not None:
+            lead = self._lead
+            self._watchdog = Watchdog(
+                self._safety, lambda action, now: self._send_now(action, now + lead), self.publisher.put
+            )
+            self._watchdog.start()
+
+    def _commanding(self) -> AbstractContextManager[object]:
+        """Of those who command, one at a time."""
+        return nullcontext() if self._watchdog is None else self._watchdog.lock
+
+    def begin(self) -> None:
+        """Before the first period of a run."""
+        self._stopping = False
+        self._supply.reset()
+        self._sensing.reset()
+        if self._safety is not None and self._emergency is None:  # the run before ended with a stop
+            self._safety.resume()
+        self._watch()
+
+    def end(self) -> None:
+        """After the last command of a run."""
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
+        stop = getattr(self._robot, "stop", None)
+        if stop is not None:
+            try:
+                stop()
+            except Exception as error:
+                self.faults.happened("robot_failed", f"stop: {type(error).__name__}: {error}", self._clock())
