@@ -8,9 +8,10 @@ from typing import Any
 
 from diffpolicy_spec.control.clock_map import FUTURE, JUMP, ClockMap
 from diffpolicy_spec.control.config import ControlConfig
+from diffpolicy_spec.control.events import FAULTS
 from diffpolicy_spec.control.faults import FaultBook
 from diffpolicy_spec.control.history import DUPLICATE, NEW, History, Stack, misfit
-from diffpolicy_spec.control.protocols import Observation, PolicyInfo, Robot
+from diffpolicy_spec.control.protocols import Failure, Observation, PolicyInfo, Robot
 
 __all__ = ["Sensing"]
 
@@ -35,6 +36,7 @@ class Sensing:
     ) -> None:
         self._robot, self._config, self._faults, self._clock, self._guard = robot, config, faults, clock, guard
         self._robot_now: Callable[[], float] | None = getattr(robot, "now", None)
+        self._failures: Callable[[], Sequence[Failure]] | None = getattr(robot, "failures", None)
         self.clock_map = ClockMap(1e-3 * config.max_clock_jump_ms)
         self._info: PolicyInfo | None = None
         self._history: History | None = None
@@ -70,14 +72,24 @@ class Sensing:
                 robot_now = float(self._robot_now())
             after = self._clock()
             observation = self._robot.read()
+            failures = () if self._failures is None else self._failures()
         except Exception as error:
             self._faults.happened("robot_failed", f"read: {_said(error)}", self._clock())
             return
         now = self._clock()
+        for failure in failures:
+            self._failed(failure, now)
         if robot_now is not None and math.isfinite(robot_now) and self.clock_map.synchronise(robot_now, before, after):
             self._jumped(now)
         if observation is not None:
             self._take(observation, now)
+
+    def _failed(self, failure: Failure, now: float) -> None:
+        if failure.recovered:
+            self._faults.over(failure.kind, now, failure.message)
+        else:
+            kind = failure.kind if failure.kind in FAULTS else "robot_failed"
+            self._faults.happened(kind, failure.message, now, lasting=kind == "connection_lost")
 
     def _take(self, observation: Observation, now: float) -> None:
         stamp = _stamp(observation)
