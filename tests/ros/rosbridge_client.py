@@ -151,8 +151,9 @@ class Client:
     def _cut(self, text: str, size: int) -> list[str]:
         parts = [text[start : start + size] for start in range(0, len(text), size)]
         name = str(next(self._ids))
+        total = (len(text) - 1) / size + 1  # not whole, as rosbridge's servers have it
         return [
-            json.dumps({"op": "fragment", "id": name, "data": part, "num": num, "total": len(parts)})
+            json.dumps({"op": "fragment", "id": name, "data": part, "num": num, "total": total})
             for num, part in enumerate(parts)
         ]
 

@@ -129,7 +129,9 @@ def default(kind: str, ros: int = 1) -> Any:
 
 
 def conform(value: Any, kind: str, ros: int = 1, *, root: str = "", path: tuple[str, ...] = ()) -> Any:
-    """A JSON value as the type has it: defaults filled in, a header's time set where it is missing.
+    """A JSON value as the type has it: defaults filled in; a header without a time gets the present one.
+
+    Where there is no header at all its time is zero: so rosbridge does, though its protocol says otherwise.
 
     Raises:
         TypeMismatch: a field that the type has not, or a value of another type; null is none of a number's values.
@@ -162,8 +164,6 @@ def conform_fields(
     filled = {name: default(of, ros) for name, of in fields.items()}
     if header:
         filled["stamp"] = stamp(time.time(), ros)
-    elif "header" in fields:
-        filled["header"]["stamp"] = stamp(time.time(), ros)
     for name, item in value.items():
         if name not in fields:
             raise TypeMismatch(f"Message type {root} does not have a field {'.'.join((*path, name))}")
