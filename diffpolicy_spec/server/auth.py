@@ -96,6 +96,6 @@ def check_binding(host: str, tokens: Mapping[str, str], insecure: bool) -> None:
     """
     if not is_loopback(host) and not tokens and not insecure:
         raise ValueError(
-            f"host={host} lets others on the network drive with this policy: give token_file=FILE or {TOKEN_VARIABLE}, "
+            f"host={host} is open to others on the network: give token_file=FILE or {TOKEN_VARIABLE}, "
             f"or insecure=true where the network is all yours; {_HOW}"
         )
