@@ -79,7 +79,7 @@ class Commands:
             messages = []
             broken = False
             for output, publish in self._publish:
-                if _promised(output):
+                if output.promised:
                     promise, values = self._promises.get(output.topic), values_of(output, action)
                     broken |= promise is None or not promise.keeps(values, time, output.tolerance)
                 else:
@@ -126,7 +126,7 @@ class Commands:
     def _trajectories(self, actions: Array, first: float) -> None:
         self._pending = None
         for output, publish in self._publish:
-            if not _promised(output):
+            if not output.promised:
                 continue
             points = values_of(output, actions)
             sent = publish(trajectory(output, points, first, self._period, self._contract.ros))
@@ -136,7 +136,3 @@ class Commands:
 
     def _count(self, sent: bool) -> None:
         self.counts["sent" if sent else "not_sent"] += 1
-
-
-def _promised(output: Output) -> bool:
-    return output.type == "trajectory_msgs/JointTrajectory" and output.points == "chunk"

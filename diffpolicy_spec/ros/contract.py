@@ -148,6 +148,12 @@ def parse_contract(text: str, source: str = "contract") -> Contract:
     rest = {key: section.take(key) for key in ("synchronise", "services", "diagnostics", "heartbeat", "autostart")}
     control, safety = section.take("control"), section.take("safety")
     section.finish()
+    settings = read_settings(ControlConfig, control)
+    if control and settings.policy_hz not in (None, settings.control_hz) and any(o.promised for o in outputs):
+        raise control.error(
+            "a JointTrajectory's controller goes from point to point by itself: leave policy_hz out (control_hz is "
+            "the policy's rate), or give the topic `points: one`"
+        )
 
     made = Contract(name, ros, inputs, outputs)
     _check_names(made, actions)
@@ -164,7 +170,7 @@ def parse_contract(text: str, source: str = "contract") -> Contract:
         autostart=autostart.flag() if autostart else False,
         diagnostics=_diagnostics(rest["diagnostics"], name),
         heartbeat=_heartbeat(heartbeat) if heartbeat else None,
-        control=read_settings(ControlConfig, control),
+        control=settings,
         safety=read_safety(safety, made.axis_names, _number_keys(made)),
         source=source,
     )

@@ -65,6 +65,11 @@ class Output:
         """How many numbers."""
         return self.stop - self.start
 
+    @property
+    def promised(self) -> bool:
+        """Whether its messages say what will be commanded later, too."""
+        return self.type == "trajectory_msgs/JointTrajectory" and self.points == "chunk"
+
 
 def read_outputs(entry: Entry) -> tuple[Output, ...]:
     """The list under `actions`; together they take every number of the action.
