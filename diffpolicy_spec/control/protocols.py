@@ -84,6 +84,7 @@ class PlanRequest:
         committed: (n, Da) actions from `time` on that will be executed whatever comes: the chunk continues them
             (real-time chunking). None: the chunk is free.
         seed: of the chunk's noise; None: any.
+        finish_steps: by how many, at most; None: as the planner was told. A server has a number of its own.
     """
 
     id: int
@@ -92,6 +93,7 @@ class PlanRequest:
     deadline: float | None = None
     committed: NDArray[np.float64] | None = None
     seed: int | None = None
+    finish_steps: int | None = None
 
 
 @dataclass(frozen=True)

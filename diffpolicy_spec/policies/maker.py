@@ -33,7 +33,7 @@ class PolicyMaker:
     Args:
         policy: a policy, or one whose checkpoint is watched: it is looked at in `poll`.
         sampler: how chunks are drawn, None: the default; of a watched policy its own.
-        finish_steps: network calls that finish a chain which would be late.
+        finish_steps: network calls that finish a chain which would be late, where a request does not say.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PolicyMaker:
             previous_plan=drafted,
             inpaint=None if request.committed is None else inpainting_of(self._policy, request.committed),
             deadline=None if request.deadline is None else request.deadline - ANSWER_S,
-            finish_steps=self._finish_steps,
+            finish_steps=request.finish_steps or self._finish_steps,
         )
         self._plan, self._seed = output.plan, request.seed
         actions = output.action_pred[0, self.info.first :].double().cpu().numpy()

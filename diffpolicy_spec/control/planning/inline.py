@@ -31,7 +31,7 @@ class InlinePlanner:
         info: of what the function makes; of a policy it is known.
         sampler: how a policy's chunks are drawn; None: its default, or the watched policy's own.
         warm_up: chunks that are drawn before it is ready.
-        finish_steps: network calls that finish a chunk whose deadline would be missed.
+        finish_steps: network calls that finish a chunk whose deadline would be missed, where a request does not say.
 
     Raises:
         ValueError: a function without `info`.

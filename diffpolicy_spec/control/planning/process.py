@@ -49,7 +49,7 @@ class ProcessPlanner:
         num_threads: of the worker on a CPU.
         nice: how much it steps back for others, 0 to 19.
         warm_up: chunks that are drawn before it is ready.
-        finish_steps: network calls that finish a chunk whose deadline would be missed.
+        finish_steps: network calls that finish a chunk whose deadline would be missed, where a request does not say.
         committed: whether chunks will have to continue committed actions: another chunk of the warm-up.
         watch: whether a checkpoint that takes this one's place is used from then on, see `WatchedPolicy`; told as
             "policy_swapped" or "policy_refused".
