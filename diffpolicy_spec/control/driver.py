@@ -186,6 +186,7 @@ class Driver:
 
     def overrun(self, skipped: int, busy: float, now: float) -> None:
         """Periods were skipped."""
+        self._sensing.excuse()
         message = f"{skipped} skipped: of a period's {1e3 * self._period:.1f} ms, the loop took {1e3 * busy:.1f} itself"
         self.faults.happened("loop_overrun", message, now, times=skipped)
 

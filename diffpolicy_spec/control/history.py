@@ -80,6 +80,7 @@ class History:
         self._values: list[_Values] = []
         self._gaps.clear()
         self._missing = 0
+        self._excused = False
 
     def __len__(self) -> int:
         return len(self._times)
@@ -97,6 +98,10 @@ class History:
         sensors.
         """
         return self._missing
+
+    def excuse(self) -> None:
+        """Nobody has looked for a while: the next gap says nothing."""
+        self._excused = True
 
     def add(self, time: float, values: Mapping[str, NDArray[Any]]) -> str:
         """Take a reading that fits (see `misfit`): NEW, DUPLICATE, REORDERED (sorted in) or OLD (of no use)."""
@@ -118,9 +123,13 @@ class History:
         return NEW if at + 1 - drop == len(times) else REORDERED
 
     def _look_at_gap(self, gap: float) -> None:
+        excused, self._excused, self._missing = self._excused, False, 0
+        if excused:
+            return
         usual = sorted(self._gaps)[len(self._gaps) // 2] if self._gaps else gap
         self._gaps.append(gap)
-        self._missing = round(gap / usual) - 1 if gap > 1.5 * max(usual, self._dt) else 0
+        if gap > 1.5 * max(usual, self._dt):
+            self._missing = round(gap / usual) - 1
 
     def stack(self) -> Stack | None:
         """The policy's history up to the newest reading; None without one.

@@ -240,7 +240,10 @@ class ControlLoop:
                     driver.overrun(following - n - 1, busy, now)
                 n = following
                 collect_garbage(grid.time(n) - clock())
+        except BaseException as error:
+            self._reason = f"{type(error).__name__}: {error}"
+            raise
         finally:
             driver.end()
-            driver.publisher.put(LoopStopped(clock(), self._reason or "an error"))
+            driver.publisher.put(LoopStopped(clock(), self._reason or "stopped"))
             driver.publisher.flush()

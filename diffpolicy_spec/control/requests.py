@@ -120,6 +120,7 @@ class Requests:
             deadline=deadline if config.on_deadline == "finish" else None,
             committed=committed,
             seed=seed,
+            finish_steps=config.finish_steps,
         )
         self._pending[number] = Pending(request, now, deadline)
         self._planned = request.time
@@ -133,6 +134,10 @@ class Requests:
         if newest is not None and newest.request.id == number:
             self._planned = -math.inf
         self._pending.pop(number, None)
+
+    def overtaken(self, number: int) -> bool:
+        """Whether a newer request has been answered already."""
+        return number < self._answered
 
     def answered(self, number: int, now: float) -> Pending | None:
         """What was asked; None: nothing that counts any more."""

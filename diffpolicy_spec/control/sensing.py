@@ -35,7 +35,6 @@ class Sensing:
         guard: Callable[[Observation, float], bool],
     ) -> None:
         self._robot, self._config, self._faults, self._clock, self._guard = robot, config, faults, clock, guard
-        self._robot_now: Callable[[], float] | None = getattr(robot, "now", None)
         self._failures: Callable[[], Sequence[Failure]] | None = getattr(robot, "failures", None)
         self.clock_map = ClockMap(1e-3 * config.max_clock_jump_ms)
         self._info: PolicyInfo | None = None
@@ -51,6 +50,11 @@ class Sensing:
         """Forget all observations."""
         if self._history is not None:
             self._history.clear()
+
+    def excuse(self) -> None:
+        """The loop was held up and has not read: what it missed was not lost."""
+        if self._history is not None:
+            self._history.excuse()
 
     @property
     def newest(self) -> float | None:
@@ -68,8 +72,9 @@ class Sensing:
         robot_now = None
         try:
             before = self._clock()
-            if self._robot_now is not None:
-                robot_now = float(self._robot_now())
+            tells = getattr(self._robot, "now", None)
+            if tells is not None:
+                robot_now = float(tells())
             after = self._clock()
             observation = self._robot.read()
             failures = () if self._failures is None else self._failures()

@@ -127,13 +127,14 @@ class Supply:
             self._faults.happened("invalid_chunk", f"chunk {plan.id} is dropped: {wrong}", now)
             self._requests.lost(plan.id)
             return
+        overtaken = self._requests.overtaken(plan.id)
         pending = self._requests.answered(plan.id, now)
         if pending is None:  # of before a reset
             return
         request = pending.request
         actions = np.array(plan.actions, np.float64)
         stale = self._queue.put(Chunk(plan.id, request.time, actions), time, self._period)
-        useless = stale == len(actions)
+        useless = stale == len(actions) and not overtaken
         for kind in _UNTIL_A_CHUNK:
             if not (useless and kind == "late_inference"):
                 self._faults.over(kind, now)

@@ -19,6 +19,7 @@ from diffpolicy_spec.control import (
 )
 
 HZ, P, TA = 20.0, 15, 8
+DT = 1 / HZ
 INFO = PolicyInfo({"pos": 2}, {}, 2, TA, 16, 2, 1)
 FREE = SafetyConfig(kind="free")
 
