@@ -7,6 +7,7 @@ sensing    observations in time: clock_map, history
 supply     chunks in time: requests, queue, blending
 safety     what is sent instead of what is wanted
 events     what a loop tells whoever listens; publisher: how; faults: what goes wrong
+records    Recorder, Summary: what a run was like; jsonl: a log; rerun_view: as it runs
 timing     chunks on a grid of control steps
 """
 
@@ -20,6 +21,8 @@ from diffpolicy_spec.control.events import (
     Subscriber,
     Tick,
 )
+from diffpolicy_spec.control.jsonl import JsonLines
+from diffpolicy_spec.control.lines import read_records
 from diffpolicy_spec.control.loop import ControlLoop
 from diffpolicy_spec.control.protocols import (
     Failure,
@@ -31,6 +34,8 @@ from diffpolicy_spec.control.protocols import (
     PolicyInfo,
     Robot,
 )
+from diffpolicy_spec.control.records import Recorder, Summary
+from diffpolicy_spec.control.rerun_view import RerunView
 from diffpolicy_spec.control.timing import MEANWHILE, Slice, hold_action, next_actions, steps_waited
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
     "Failure",
     "Fault",
     "Intervention",
+    "JsonLines",
     "LoopStarted",
     "LoopStopped",
     "Observation",
@@ -49,12 +55,16 @@ __all__ = [
     "PlanRequest",
     "Planner",
     "PolicyInfo",
+    "Recorder",
+    "RerunView",
     "Robot",
     "SafetyConfig",
     "Slice",
     "Subscriber",
+    "Summary",
     "Tick",
     "hold_action",
     "next_actions",
+    "read_records",
     "steps_waited",
 ]
