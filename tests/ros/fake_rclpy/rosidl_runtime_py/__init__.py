@@ -1,0 +1,1 @@
+"""A double of rosidl_runtime_py: only where types are found by name."""
