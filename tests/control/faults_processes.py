@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 
 class Throttle:
@@ -62,13 +64,14 @@ def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-def wait_for(what, timeout: float, told: str = "") -> None:
-    """Until what() is true.
+def wait_for(what: Callable[[], Any], timeout: float, told: str | Callable[[], str] = "") -> None:
+    """Until what() is true; told: what it means that it is not.
 
     Raises:
         AssertionError: it is not, after `timeout` s.
     """
     end = time.monotonic() + timeout
     while not what():
-        assert time.monotonic() < end, f"not within {timeout:.0f} s: {told or what}"
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout:.0f} s: {told() if callable(told) else told}")
         time.sleep(0.01)

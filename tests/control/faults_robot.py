@@ -18,11 +18,12 @@ KEYS = {"joints": AXES, "goal": 2}
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """A command. at: `time.monotonic` when it was sent; time: what it is for, on the robot's clock."""
+    """A command. at: `time.monotonic` when it was sent; time: what it is for, on the robot's clock; thread: which sent."""
 
     at: float
     time: float
     action: np.ndarray
+    thread: str
 
 
 class NumericRobot:
@@ -55,7 +56,7 @@ class NumericRobot:
     def send(self, action: np.ndarray, time: float) -> None:
         at = _monotonic()
         with self._lock:
-            self.sent.append(Sent(at, time, np.array(action)))
+            self.sent.append(Sent(at, time, np.array(action), threading.current_thread().name))
             self._joints = np.array(action)
 
     def stop(self) -> None:
