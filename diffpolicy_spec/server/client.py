@@ -9,6 +9,7 @@ A control loop takes `RemotePlanner` instead, which never waits.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import time
@@ -112,6 +113,7 @@ class Client:
         self._options |= {"ping_interval": ping_interval, "ping_timeout": ping_timeout, "open_timeout": connect_timeout}
         self._connect_timeout, self._timeout = connect_timeout, timeout
         self._socket: Any = None
+        self._open = contextlib.ExitStack()
         self._next = 0
         self._closed = False
         self._connect()
@@ -223,7 +225,7 @@ class Client:
         connect = require("websockets.sync.client", extra="client").connect
         exceptions = require("websockets.exceptions", extra="client")
         try:
-            self._socket = connect(self.url, **self._options)
+            self._socket = self._open.enter_context(connect(self.url, **self._options))
             answer = read_answer(self._socket.recv(timeout=self._connect_timeout))
         except (exceptions.WebSocketException, OSError) as error:
             self._drop()
@@ -237,9 +239,8 @@ class Client:
         self._metadata = answer
 
     def _drop(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._socket = None
+        self._open.close()
 
 
 def _id(answer: Chunk | Done) -> int:

@@ -137,10 +137,12 @@ def _array(value: dict[Any, Any]) -> NDArray[Any]:
 def _scalar(value: dict[Any, Any]) -> np.generic:
     if value.keys() != _SCALAR_KEYS or type(value[b"data"]) not in (bool, int, float):
         raise CodecError("a numpy scalar must have __npgeneric__, data (a number) and dtype, and nothing else")
-    dtype = _dtype(value[b"dtype"])
+    dtype, number = _dtype(value[b"dtype"]).newbyteorder("="), value[b"data"]
+    if dtype.kind in "iu" and not (type(number) is int and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max):
+        raise CodecError(f"no {dtype}: {str(number)[:40]}")
     try:
-        return dtype.newbyteorder("=").type(value[b"data"])
-    except (OverflowError, ValueError) as error:
+        return dtype.type(number)
+    except OverflowError as error:  # a whole number that no float comes near
         raise CodecError(f"no {dtype}: {error}") from error
 
 

@@ -1,0 +1,21 @@
+"""Servers of a real but tiny policy, on ports that the system picks."""
+
+from __future__ import annotations
+
+import pytest
+from policy_servers import Gate, serving
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as one:
+        yield one
+
+
+@pytest.fixture
+def gated():
+    """(server, gate), of a server whose policy is held up on demand."""
+    with serving(max_chains=1) as one:
+        gate = Gate(one)
+        yield one, gate
+        gate.open()
