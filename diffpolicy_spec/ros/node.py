@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from diffpolicy_spec.control import ControlLoop, Planner, Subscriber
+from diffpolicy_spec.control import ControlLoop, Planner, PolicyInfo, Subscriber
 from diffpolicy_spec.control.events import ChunkArrived, Fault, Intervention, Tick
 from diffpolicy_spec.control.records import Recorder
 from diffpolicy_spec.ros.contract import Contract, ContractError, mismatches
@@ -81,7 +81,10 @@ class BridgeNode:
             ContractError: the contract does not fit the policy. Nothing was sent.
             ValueError: the safety limits do not fit its actions. Nothing was sent.
         """
-        self.loop.run(duration, signals=signals)
+        try:
+            self.loop.run(duration, signals=signals)
+        except ValueError as error:
+            raise self._explained(error) from None
         self._raise_mismatch()
 
     def begin(self, duration: float | None = None) -> None:
@@ -90,7 +93,10 @@ class BridgeNode:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Whether the loop has ended within `timeout` s; raises what `run` would have."""
-        ended = self.loop.join(timeout)
+        try:
+            ended = self.loop.join(timeout)
+        except ValueError as error:
+            raise self._explained(error) from None
         if ended:
             self._raise_mismatch()
         return ended
@@ -202,14 +208,22 @@ class BridgeNode:
                 self._notes.append(message)
 
     def _meet(self) -> None:
-        info = self.loop.info
-        if self._met or info is None:
-            return
-        self._met = True
+        if not self._met and self.loop.info is not None:
+            self._met = True
+            self._compare(self.loop.info)
+            if self.mismatch is not None:
+                self.loop.stop(self.mismatch)
+
+    def _compare(self, info: PolicyInfo) -> None:
         wrong = mismatches(self.contract, info)
         if wrong:
             self.mismatch = f"{self.contract.source or 'the contract'} does not fit the policy: {'; '.join(wrong)}"
-            self.loop.stop(self.mismatch)
+
+    def _explained(self, error: ValueError) -> ValueError:
+        """What the loop refused, in the contract's terms where it is that."""
+        if self.planner.info is not None:
+            self._compare(self.planner.info)
+        return error if self.mismatch is None else ContractError(self.mismatch)
 
     def _raise_mismatch(self) -> None:
         if self.mismatch is not None:

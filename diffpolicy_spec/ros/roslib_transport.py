@@ -50,6 +50,7 @@ class RoslibTransport:
     Raises:
         ValueError: no url of a websocket.
         ImportError: roslibpy is not installed.
+        RuntimeError: the reactor was stopped by somebody else.
     """
 
     def __init__(
@@ -355,6 +356,10 @@ def _start(
         factory.manager.run()
         running = threading.Event()
         reactor.callFromThread(running.set)
-        running.wait(5)
+        if not running.wait(10):
+            raise RuntimeError(
+                "twisted's reactor does not run: it was stopped in this process (by roslibpy's terminate?) and cannot be "
+                "started again; take another process"
+            )
     reactor.callFromThread(connect)
     return reactor, factory
