@@ -22,7 +22,7 @@ class Limits:
             observations, as 8 byte numbers, and 64 KiB.
         max_connections: of all clients; further ones are told 503.
         max_connections_per_client: of one token's name, or one address where there are no tokens.
-        handshakes_per_s: of one address, after as many as max_connections at once; further ones are told 429.
+        handshakes_per_s: of one address, after twice max_connections at once; further ones are told 429.
         requests_per_s: of one connection; messages beyond that wait unread, and requests among them are refused.
         burst: of one connection, before that.
         max_waiting: requests of all clients that wait for the policy; further ones are refused.

@@ -25,7 +25,7 @@ class Door:
     def __init__(self, service: Service, places: Places) -> None:
         self._service, self._places = service, places
         limits = service.config.limits
-        self._handshakes = Buckets(limits.handshakes_per_s, limits.max_connections)
+        self._handshakes = Buckets(limits.handshakes_per_s, 2 * limits.max_connections)
         self._log = Buckets(1.0, 10)  # lines that strangers can make us write
 
     def __call__(self, connection: Any, request: Any) -> Any:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from policy_servers import Gate, serving
+
+sys.path.append(str(Path(__file__).parent.parent / "control"))  # faults_proxy
 
 
 @pytest.fixture(scope="module")
