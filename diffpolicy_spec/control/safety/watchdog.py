@@ -23,11 +23,12 @@ class Watchdog:
     A thread of its own, which sleeps until it would have to act. It cannot help where `send` itself does not return, or
     where something holds Python's global lock: the first it tells, for the second the robot needs a watchdog itself.
 
-    The loop commands under `lock`, and says so:
+    The loop commands under `lock`, and says so, also where there was nothing to send:
 
         with watchdog.lock:
             command = safety.command(wanted, now)
-            robot.send(command.action, ...)
+            if command.action is not None:
+                robot.send(command.action, ...)
             watchdog.fed(now)
 
     Args:
@@ -65,7 +66,7 @@ class Watchdog:
         self._thread.start()
 
     def fed(self, now: float) -> None:
-        """The loop has commanded for `now`, s on its clock."""
+        """The loop is there at `now`, s on its clock, and has commanded what there was."""
         first = self._fed is None
         self._fed = now
         if first:
