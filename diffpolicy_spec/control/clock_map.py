@@ -21,6 +21,9 @@ JUMP = "jump"
 """The clock has jumped: the offset begins anew with this reading, and so should whatever had stamps of before."""
 
 
+_TOLD = 20
+
+
 class ClockMap:
     """The offset between two clocks, followed by readings.
 
@@ -35,7 +38,7 @@ class ClockMap:
 
     def __init__(self, max_jump: float, window: float = 10.0, confirm: int = 3) -> None:
         self._max_jump, self._window, self._confirm = max_jump, window, confirm
-        self._exact = False
+        self._told: deque[tuple[float, float]] = deque(maxlen=_TOLD)  # how long it took to be told, and the offset
         self._restart()
         self._odd: list[tuple[float, float]] = []
 
@@ -67,13 +70,14 @@ class ClockMap:
         Returns:
             Whether the clock has jumped since.
         """
-        if after - before > self._max_jump:  # the loop was held up in between: says nothing
-            return False
-        offset = (before + after) / 2 - robot_now
-        jumped = self._offset is not None and self._exact and abs(offset - self._offset) > self._max_jump
+        # Held up in between, it says less: of the last readings the quickest one counts.
+        width, offset = after - before, (before + after) / 2 - robot_now
+        jumped = bool(self._told) and abs(offset - min(self._told)[1]) > self._max_jump + width
         if jumped:
-            self._newest, self._odd = -float("inf"), []
-        self._offset, self._exact = offset, True
+            self._newest = -float("inf")
+            self._told.clear()
+        self._told.append((width, offset))
+        self._offset = min(self._told)[1]
         return jumped
 
     def see(self, stamp: float, received: float) -> str:
@@ -94,7 +98,7 @@ class ClockMap:
             self._odd.clear()
             self._follow(stamp, received, difference)
             return NORMAL
-        if self._exact:  # jumps are seen by `synchronise`
+        if self._told:  # jumps are seen by `synchronise`
             return kind
         if self._odd and not self._agrees(stamp, difference):
             self._odd.clear()
@@ -112,7 +116,7 @@ class ClockMap:
 
     def _follow(self, stamp: float, received: float, difference: float) -> None:
         self._newest = max(self._newest, stamp)
-        if self._exact:
+        if self._told:
             return
         smallest = self._smallest
         while smallest and smallest[-1][1] >= difference:

@@ -21,6 +21,8 @@ from diffpolicy_spec.control.supply import Supply
 
 __all__ = ["Driver", "Sent"]
 
+_SHAPES = ("obs_dims", "image_shapes", "n_obs_steps", "horizon", "first", "action_dim", "action_repr")
+
 
 @dataclass(frozen=True, eq=False)
 class Sent:
@@ -63,7 +65,7 @@ class Driver:
         self._watchdog: Watchdog | None = None
         self._supply = Supply(planner, config, self.faults, self.publisher.put)
         self._emergency: str | None = None
-        self._stopping = self._paused = False
+        self._stopping = self._paused = self._mismatched = False
         self._due = 0.0
 
     @property
@@ -119,8 +121,7 @@ class Driver:
     def period(self, due: float) -> Sent:
         """Read, ask, take, send: the command of the period that begins at `due`."""
         self._due = due
-        if self.info is None:
-            self._meet(self._planner.info)
+        self._meet(self._planner.info, due)
         self._sensing.read()
         now = self._clock()
         time = due + self._lead
@@ -129,9 +130,12 @@ class Driver:
         self.faults.look(now)
         return sent
 
-    def _meet(self, info: PolicyInfo | None) -> None:
+    def _meet(self, info: PolicyInfo | None, now: float) -> None:
         """The policy is known: from now on there are observations to keep, actions to guard, chunks to ask for."""
-        if info is None:
+        if info is None or (info is self.info and not self._mismatched):
+            return
+        if self.info is not None:
+            self._meet_another(info, self.info, now)
             return
         safety = Safety(self._limits, info.action_dim, self._config.control_hz, action_repr=info.action_repr)
         self._sensing.know(info)
@@ -141,8 +145,25 @@ class Driver:
         if self._emergency is not None:  # looked at last: another thread may be setting it
             safety.emergency_stop(self._emergency)
 
+    def _meet_another(self, info: PolicyInfo, known: PolicyInfo, now: float) -> None:
+        """Another policy in the place of the known one: of use if all it needs and gives is the same."""
+        differs = [name for name in _SHAPES if getattr(info, name) != getattr(known, name)]
+        self._mismatched = bool(differs)
+        if not differs:
+            self.info = info
+            self.faults.over("policy_mismatch", now)
+        elif "policy_mismatch" not in self.faults.active:
+            what = ", ".join(f"{name} is {getattr(info, name)}, was {getattr(known, name)}" for name in differs)
+            message = f"the planner has another policy, no chunks are asked for: {what}"
+            self.faults.happened("policy_mismatch", message, now, lasting=True)
+
     def _want(self, safety: Safety | None, now: float, time: float) -> Wanted | None:
-        moving = safety is not None and safety.state != "stopped" and not (self._paused or self._stopping)
+        moving = (
+            not self._mismatched
+            and safety is not None
+            and safety.state != "stopped"
+            and not (self._paused or self._stopping)
+        )
         if moving:
             self._supply.ask(self._sensing.newest, self._sensing.stack, now)
         self._supply.receive(now, time)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from diffpolicy_spec.control.protocols import PlanRequest, PolicyInfo
 __all__ = ["Pending", "Requests"]
 
 _REMEMBERED = 64
+
+numbers = itertools.count()
+"""Ids of all loops of this process: a planner that goes from one loop to the next may still owe the first an answer."""
 
 
 @dataclass
@@ -84,7 +88,6 @@ class Requests:
             return False  # what is asked for can still be of use
         if observed <= self._planned:
             return False
-        # A lost request has taken nothing away: as soon as there is an observation.
         return observed >= self._planned + self._every - self._slack or waiting is not None
 
     @property
@@ -107,12 +110,11 @@ class Requests:
         Args:
             stack: the history, its time on the loop's clock; committed: see `PlanRequest`.
         """
-        config, number = self._config, self._count
-        self._count += 1
+        config, number = self._config, next(numbers)
         deadline = None if config.deadline_ms is None else now + 1e-3 * config.deadline_ms
         seed = None
         if config.seed is not None:  # hashed: neighbouring numbers give unrelated noise
-            seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+            seed = int(np.random.SeedSequence([config.seed, self._count]).generate_state(1)[0])
         request = PlanRequest(
             id=number,
             obs=stack.obs,
@@ -122,6 +124,7 @@ class Requests:
             seed=seed,
             finish_steps=config.finish_steps,
         )
+        self._count += 1
         self._pending[number] = Pending(request, now, deadline)
         self._planned = request.time
         if len(self._pending) > _REMEMBERED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from diffpolicy_spec.control import (
     PolicyInfo,
     SafetyConfig,
     Subscriber,
+    requests,
 )
 
 HZ, P, TA = 20.0, 15, 8
@@ -162,6 +164,7 @@ class Setting:
     """World, robot, planner, listener and the loop between them."""
 
     def __init__(self, latency=0.0, *, ready_at=0.0, offset=0.0, safety=FREE, **config) -> None:
+        requests.numbers = itertools.count()  # chunks of each setting count from 0
         self.world = World()
         self.robot = FakeRobot(self.world, offset)
         self.planner = FakePlanner(self.world, latency, ready_at)

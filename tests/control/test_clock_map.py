@@ -103,8 +103,12 @@ def test_a_clock_that_is_told_needs_no_guess():
     assert clock.offset == pytest.approx(-96.9999)
     assert clock.see(99.98, 3.03) == NORMAL  # read 20 ms before, though it came as the first
     assert clock.offset == pytest.approx(-96.9999)
-    assert not clock.synchronise(50.0, 3.0, 4.0), "held up in between: says nothing"
+    assert not clock.synchronise(100.5, 3.0, 4.0), "held up in between: it may have been any time of that"
+    assert clock.offset == pytest.approx(-96.9999)
+    assert not clock.synchronise(100.9, 3.0, 4.0)
+    assert clock.offset == pytest.approx(-96.9999)
     assert clock.synchronise(200.0, 3.1, 3.1)
+    assert clock.offset == pytest.approx(-196.9)
     assert clock.see(200.01, 3.12) == NORMAL
     assert clock.see(199.0, 3.13) == PAST
     assert [clock.see(201.0, 3.13) for _ in range(5)] == [FUTURE] * 5

@@ -1,5 +1,7 @@
 """The control loop in a world whose time passes when it sleeps: every run is the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from loop_world import DT, HZ, INFO, TA, Listener, P, Setting
@@ -283,3 +285,23 @@ def test_a_configuration_that_does_not_fit_the_policy_sends_nothing():
         assert one.robot.stopped == 1
         assert "ValueError" in one.listener.stopped[0].reason
         assert one.loop.state == "idle"
+
+
+def test_another_policy_is_used_if_it_fits():
+    setting = Setting(0.02)
+    infos = [INFO]
+    type(setting.planner).info, kept = property(lambda self: infos[-1]), type(setting.planner).info
+    try:
+        other = replace(INFO, policy="newer weights")
+        setting.world.at(1001.0, lambda: infos.append(other))
+        setting.world.at(1002.0, lambda: infos.append(replace(INFO, action_dim=7)))
+        setting.world.at(1003.5, lambda: infos.append(other))
+        setting.run(5.0)
+    finally:
+        type(setting.planner).info = kept
+    assert setting.loop.info is other
+    faults = [(f.kind, f.recovered) for f in setting.listener.faults]
+    assert faults == [("policy_mismatch", False), ("policy_mismatch", True)]
+    assert "action_dim is 7, was 2" in setting.listener.faults[0].message
+    assert not any(1002.0 < r.time < 1003.45 for r in setting.planner.requests)
+    assert setting.listener.sources()[-2] in ("chunk", "old_chunk")
