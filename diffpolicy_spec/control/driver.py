@@ -173,7 +173,7 @@ class Driver:
         with self._commanding():
             command = safety.command(None if wanted is None else wanted.action, due)
             sent = command.action is not None and self._send(command.action, time)
-            if command.action is not None and self._watchdog is not None:
+            if self._watchdog is not None:  # also where the period's command was the watchdog's already
                 self._watchdog.fed(due)
         for intervention in command.interventions:
             self.publisher.put(intervention)

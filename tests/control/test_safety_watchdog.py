@@ -95,10 +95,10 @@ def test_nothing_is_sent_before_the_loop_has() -> None:
 def test_an_emergency_stop_holds_where_the_loop_hangs() -> None:
     wire = Wire()
     safety, watchdog = watched(wire, velocity=5, acceleration=50, action="zero")
+    now = time.monotonic() - 10 / HZ
+    for n in range(10):
+        drive(safety, watchdog, wire, 0.02 * n**1.5 / HZ, now + n / HZ)
     with watchdog:
-        now = time.monotonic() - 10 / HZ
-        for n in range(10):
-            drive(safety, watchdog, wire, 0.02 * n**1.5 / HZ, now + n / HZ)
         safety.emergency_stop("now")
         wire.until(lambda: watchdog.sent >= 5)
     last = [action[0] for action, _ in wire.sent[-3:]]
