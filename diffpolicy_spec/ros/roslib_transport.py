@@ -358,8 +358,8 @@ def _start(
         reactor.callFromThread(running.set)
         if not running.wait(10):
             raise RuntimeError(
-                "twisted's reactor does not run: it was stopped in this process (by roslibpy's terminate?) and cannot be "
-                "started again; take another process"
+                "twisted's reactor was stopped in this process (by roslibpy's terminate?) and cannot be started again: "
+                "take another process"
             )
     reactor.callFromThread(connect)
     return reactor, factory
