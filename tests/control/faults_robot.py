@@ -18,7 +18,7 @@ KEYS = {"joints": AXES, "goal": 2}
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """A command. at: `time.monotonic`, when it came; time: what it is for, on the robot's clock; thread: who sent it."""
+    """A command. at: `time.monotonic`, when it came; time: what it is for, on the robot's clock; thread: the sender."""
 
     at: float
     time: float
