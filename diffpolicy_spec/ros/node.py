@@ -66,8 +66,8 @@ class BridgeNode:
         self._beat_every = max(1, round(contract.control.control_hz / heartbeat.hz)) if heartbeat else 0
         for service, handler in handlers(self).items():
             transport.advertise_service(contract.services[service], TRIGGER, handler)
-        transport.on_connect(self._connected)
         self._was_connected = False
+        transport.on_connect(self._connected)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._report, name="diagnostics", daemon=True)
         self._thread.start()

@@ -1,59 +1,22 @@
 """Topics, services and clock of an rclpy node as a transport; rclpy is a double (fake_rclpy)."""
 
 import array
-import sys
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_ros2 import begun, wait
 
 from diffpolicy_spec.ros.rclpy_messages import as_dict, fill
 from diffpolicy_spec.ros.rclpy_transport import RclpyTransport
 from diffpolicy_spec.ros.transport import Transport
 
-FAKE = Path(__file__).parent / "fake_rclpy"
-
 
 @pytest.fixture
 def ros2(monkeypatch):
-    """The double of rclpy, begun; a node `spun` in a thread; `wait` for what comes of it."""
-    monkeypatch.syspath_prepend(str(FAKE))
-    import rclpy
-    import rclpy.executors
-    import rclpy.qos
-
-    rclpy.init()
-    threads = []
-
-    def spun(node):
-        executor = rclpy.executors.SingleThreadedExecutor()
-        executor.add_node(node)
-
-        def spin():
-            with suppress(rclpy.executors.ExternalShutdownException):
-                executor.spin()
-
-        threads.append(threading.Thread(target=spin))
-        threads[-1].start()
-        return node
-
-    rclpy.spun = spun
-    yield rclpy
-    rclpy.try_shutdown()
-    for thread in threads:
-        thread.join(10)
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("rclpy", "rosidl_runtime_py")]:
-        del sys.modules[name]
-
-
-def wait(what, timeout=10.0):
-    end = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < end, "what was waited for did not happen"
-        time.sleep(0.002)
+    with begun(monkeypatch) as rclpy:
+        yield rclpy
 
 
 @pytest.fixture

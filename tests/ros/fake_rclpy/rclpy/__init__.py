@@ -15,8 +15,8 @@ _running = False
 _overrides: dict[str, Any] = {}
 
 
-def init(args: list[str] | None = None) -> None:
-    """Begin; takes `--ros-args -p name:=value`."""
+def init(args: list[str] | None = None, *, signal_handler_options: Any = None) -> None:
+    """Begin; takes `--ros-args -p name:=value`. Signals are left to Python, whatever is asked for."""
     global _running
     if _running:
         raise RuntimeError("Context.init() must only be called once")

@@ -1,5 +1,10 @@
-"""Callback groups: here one thread calls all, so they are names only."""
+"""Callback groups."""
+
+import threading
 
 
 class MutuallyExclusiveCallbackGroup:
     """Its callbacks never run at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()

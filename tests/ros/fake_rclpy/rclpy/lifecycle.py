@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -55,6 +56,19 @@ class LifecycleNode(_Node):
         result = self._call("on_shutdown")
         self.state = "finalized"
         return result
+
+    def change_state(self, name: str) -> TransitionCallbackReturn:
+        """What the service change_state does: in the executor; waits for the result (for tests)."""
+        future: Future[TransitionCallbackReturn] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(getattr(self, f"trigger_{name}")())
+            except RuntimeError as error:
+                future.set_exception(error)
+
+        self.do(run)
+        return future.result(30)
 
     def _change(self, name: str) -> TransitionCallbackReturn:
         begin, end = _TRANSITIONS[name]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import rclpy
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 _nodes: list[Node] = []
@@ -25,6 +26,7 @@ class Node:
         self.subscriptions: list[Any] = []
         self.publishers: list[Any] = []
         self.services: list[Any] = []
+        self.default_callback_group = MutuallyExclusiveCallbackGroup()
         self.time_offset = 0.0
         self._parameters: dict[str, Any] = {}
         _nodes.append(self)
@@ -60,8 +62,11 @@ class Node:
         self.publishers.append(made)
         return made
 
-    def create_subscription(self, msg_type: type, topic: str, callback: Any, qos_profile: QoSProfile, **_: Any) -> Any:
-        made = SimpleNamespace(type=msg_type, topic=topic, callback=callback, qos=qos_profile, node=self)
+    def create_subscription(
+        self, msg_type: type, topic: str, callback: Any, qos_profile: QoSProfile, *, callback_group: Any = None
+    ) -> Any:
+        group = callback_group or self.default_callback_group
+        made = SimpleNamespace(type=msg_type, topic=topic, callback=callback, qos=qos_profile, node=self, group=group)
         self.subscriptions.append(made)
         return made
 
@@ -76,8 +81,9 @@ class Node:
 
     # Services
 
-    def create_service(self, srv_type: type, srv_name: str, callback: Any, **_: Any) -> Any:
-        made = SimpleNamespace(type=srv_type, name=srv_name, callback=callback)
+    def create_service(self, srv_type: type, srv_name: str, callback: Any, *, callback_group: Any = None) -> Any:
+        group = callback_group or self.default_callback_group
+        made = SimpleNamespace(type=srv_type, name=srv_name, callback=callback, group=group)
         self.services.append(made)
         return made
 
@@ -88,10 +94,33 @@ class Node:
     def destroy_node(self) -> None:
         _nodes.remove(self)
 
-    def do(self, callback: Any) -> None:
-        """Have the thread that spins call it."""
+    # Timers
+
+    def create_timer(self, timer_period_sec: float, callback: Any) -> Any:
+        made = Timer(self, timer_period_sec, callback)
+        made.start()
+        return made
+
+    def destroy_timer(self, timer: Any) -> bool:
+        timer.ended.set()
+        return True
+
+    def do(self, callback: Any, group: Any = None) -> None:
+        """Have a thread that spins call it."""
         assert self.executor is not None, "nobody spins this node"
-        self.executor.work.put(callback)
+        self.executor.work.put((group or self.default_callback_group, callback))
+
+
+class Timer(threading.Thread):
+    """Has a callback called in the executor, again and again."""
+
+    def __init__(self, node: Node, period: float, callback: Any) -> None:
+        super().__init__(daemon=True)
+        self.node, self.period, self.callback, self.ended = node, period, callback, threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(self.period):
+            self.node.do(lambda: self.ended.is_set() or self.callback())
 
 
 class Publisher:
@@ -112,7 +141,10 @@ class Publisher:
                 )
                 if found.topic == self.topic and found.type is self.type and fits:
                     sent = copy.deepcopy(msg)
-                    node.do(lambda found=found, sent=sent: found in found.node.subscriptions and found.callback(sent))
+                    node.do(
+                        lambda found=found, sent=sent: found in found.node.subscriptions and found.callback(sent),
+                        found.group,
+                    )
 
 
 def call(name: str, **fields: Any) -> Any:
@@ -124,6 +156,6 @@ def call(name: str, **fields: Any) -> Any:
         answer.append(found.callback(found.type.Request(**fields), found.type.Response()))
         done.set()
 
-    node.do(run)
+    node.do(run, found.group)
     assert done.wait(20), f"{name} does not answer"
     return answer[0]
