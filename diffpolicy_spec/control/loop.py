@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffpolicy_spec.control.config import ControlConfig, SafetyConfig
 from diffpolicy_spec.control.driver import Driver
 from diffpolicy_spec.control.events import LoopStarted, LoopStopped, Subscriber, Tick
-from diffpolicy_spec.control.grid import Grid, collect_garbage, sleep_until, undisturbed
+from diffpolicy_spec.control.grid import Grid, sleep_until, undisturbed
 from diffpolicy_spec.control.protocols import Planner, PolicyInfo, Robot
 from diffpolicy_spec.control.signals import stop_on_signals
 
@@ -239,7 +239,6 @@ class ControlLoop:
                 if following > n + 1:
                     driver.overrun(following - n - 1, busy, now)
                 n = following
-                collect_garbage(grid.time(n) - clock())
         except BaseException as error:
             self._reason = f"{type(error).__name__}: {error}"
             raise

@@ -136,15 +136,22 @@ class ChunkQueue:
 
     def wanted(self, time: float) -> Wanted | None:
         """What is wanted at `time`, s on the loop's clock; None: no chunk has an action for it."""
-        config, candidates = self._config, []
-        for chunk in self._chunks:
+        config = self._config
+        candidates: list[Candidate] = []
+        fade = config.blend_steps * config.dt
+        for chunk in reversed(self._chunks):
             found = action_at(chunk.actions, chunk.place(time, config.dt), config.interpolation)
-            if found is not None:
-                candidates.append(Candidate(found[0], time - chunk.since))
+            if found is None:
+                continue
+            age = time - chunk.since
+            if not candidates:
                 newest, step = chunk, found[1]
+            candidates.append(Candidate(found[0], age))
+            if config.blend == "newest" or (config.blend == "crossfade" and age >= fade):
+                break  # what is older has no weight
         if not candidates:
             return None
-        action = blend(candidates, config.blend, fade=config.blend_steps * config.dt, decay=config.ensemble_decay)
+        action = blend(candidates[::-1], config.blend, fade=fade, decay=config.ensemble_decay)
         return Wanted(action, newest.id, step, newest.time)
 
     def forget_before(self, time: float) -> None:
