@@ -28,7 +28,7 @@ ARGUMENTS = {
 }
 
 
-def generate_launch_description():
+def generate_launch_description() -> LaunchDescription:
     """What `ros2 launch` asks for."""
     parameters = {
         name: ParameterValue(LaunchConfiguration(name), value_type=bool if name == "autostart" else str)
@@ -45,7 +45,7 @@ def generate_launch_description():
         sigkill_timeout="10",
     )
 
-    def change(transition):
+    def change(transition: int) -> EmitEvent:
         return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
 
     configured = OnStateTransition(
