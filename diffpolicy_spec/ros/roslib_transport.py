@@ -311,8 +311,28 @@ def _start(
     class Protocol(protocol_base):
         def onOpen(self) -> None:
             self.reader = FrameReader(owner._max_bytes)
+            self.heard, self.pinged = _time.monotonic(), False
+            self.look()
             super().onOpen()
             owner.opened(self)
+
+        def dataReceived(self, data: bytes) -> None:
+            self.heard, self.pinged = _time.monotonic(), False
+            super().dataReceived(data)
+
+        def look(self) -> None:
+            # Not by autobahn's own pings: their times are cut to whole seconds, 0.9 s to none.
+            if self.state != self.STATE_OPEN:
+                return
+            silent = _time.monotonic() - self.heard
+            if silent > ping_s + pong_s:
+                self.wasNotCleanReason = f"rosbridge was silent for {silent:.1f} s, and did not answer a ping"
+                self.dropConnection(abort=True)
+                return
+            if silent > ping_s and not self.pinged:
+                self.pinged = True
+                self.sendPing()
+            reactor.callLater(min(ping_s, pong_s) / 4, self.look)
 
         def onMessage(self, payload: bytes, isBinary: bool) -> None:
             owner.received(self.reader, payload, isBinary)
@@ -337,8 +357,6 @@ def _start(
 
     factory = Factory(owner.url, headers=dict(headers or {}))
     factory.setProtocolOptions(
-        autoPingInterval=ping_s,
-        autoPingTimeout=pong_s,
         openHandshakeTimeout=5,
         closeHandshakeTimeout=CLOSE_S,
         maxMessagePayloadSize=owner._max_bytes,
@@ -353,7 +371,9 @@ def _start(
         factory.connector = websocket.connectWS(factory, context, timeout=5)
 
     with _reactor_lock:
-        factory.manager.run()
+        # Not by roslibpy's manager: each one adds another observer to twisted's log, for good.
+        if not reactor.running:
+            threading.Thread(target=reactor.run, args=(False,), name="rosbridge", daemon=True).start()
         running = threading.Event()
         reactor.callFromThread(running.set)
         if not running.wait(10):
