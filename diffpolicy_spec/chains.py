@@ -212,8 +212,8 @@ def finish_now(chains: Chains, watch: Watch, low: int) -> None:
     if chains.lockstep:
         chains.halt(low)
     # All of them, those that are done idle: the shape of the calls is that of the rounds'.
-    finish(chains, chains.everyone, watch.finish_steps)
-    watch.finished(since, min(watch.finish_steps, chains.schedule.num_steps - low))
+    calls = finish(chains, chains.everyone, watch.finish_steps)
+    watch.finished(since, calls)
 
 
 def _next(chains: Chains, opening: bool = False) -> Turn | None:

@@ -67,22 +67,66 @@ def drawn(sampler, network, how: str, noise: Noise, deadline: Deadline | None):
     return sampler(network, noise, generator=generators(), deadline=deadline)
 
 
+LINEAR = {"num_train_timesteps": 12, "beta_start": 0.01, "beta_end": 0.2, "beta_schedule": "linear"}
+"""A short chain whose first state is not all noise: abar is 0.26 there."""
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("clip", [False, True])
-def test_from_the_first_step_on_it_is_ddim(prediction: str, clip: bool):
-    """A deadline that has passed already: diffusers' DDIM with as many trailing timesteps, from the same noise."""
-    config = CONFIG | {"prediction_type": prediction, "clip_sample": clip, "clip_sample_range": 0.4}
-    sampler = bind(SamplerConfig(), config)
-    network, noise = SlowNetwork(sampler.schedule), noise_of(sampler)
-    ours = sampler(network, noise, deadline=network.deadline(-1.0))
-    ddim = bind(SamplerConfig("ddim", STEPS), config | {"timestep_spacing": "trailing", "set_alpha_to_one": True})
-    assert ddim.schedule.timesteps.tolist() == [39, 29, 19, 9]
-    theirs = ddim(TARGET.denoiser(sampler.schedule), noise.start)
-    torch.testing.assert_close(ours.x0, theirs.x0, atol=1e-4, rtol=1e-4)
-    assert network.calls == STEPS
-    assert ours.stats.inexact.all()
+def test_in_as_many_calls_as_steps_it_is_ddim(prediction: str, clip: bool):
+    """A deadline that has passed already: diffusers' DDIM with eta = 0, from the same noise."""
+    config = LINEAR | {"prediction_type": prediction, "clip_sample": clip, "clip_sample_range": 0.4}
+    ddim = bind(SamplerConfig("ddim"), config | {"set_alpha_to_one": True})
+    network, noise = SlowNetwork(ddim.schedule), noise_of(ddim)
+    expected = ddim(network, noise.start)
+    sampler = bind(SAMPLERS["nearest"], config)
+    chains = sampler.chains(Networks(network, sampler.schedule, (3, 6, 1), torch.device("cpu")))
+    chains.begin(noise)
+    finish(chains, chains.everyone, 12)
+    ours = chains.sample()
+    torch.testing.assert_close(ours.x0, expected.x0, atol=1e-4, rtol=1e-4)
+    assert ours.stats.calls.tolist() == ours.stats.evaluations.tolist() == [12] * 3
     assert ours.stats.finished_at.tolist() == [0, 0, 0]
-    assert ours.stats.calls.tolist() == ours.stats.evaluations.tolist() == [STEPS] * 3
+    assert ours.stats.inexact.all()
+
+
+@pytest.mark.parametrize(
+    ("k", "calls", "steps"),
+    [
+        (20, 4, [20, 26, 31, 37]),  # 20 / 3.5 = 5.7 apart, the last one half as long
+        (20, 1, [20]),
+        (37, 4, [37, 38, 39]),
+        (0, 4, [6, 16, 25, 35]),  # abar is below 0.05 before step 6
+        (0, 2, [6, 29]),
+        (39, 4, [39]),
+    ],
+)
+def test_which_steps_are_called(k: int, calls: int, steps: list[int]):
+    """And what the jumps between them are, written down again in double precision."""
+    sampler = bind(SAMPLERS["nearest"], CONFIG | {"clip_sample": False})
+    schedule, noise, called = sampler.schedule, noise_of(sampler), []
+    denoise = TARGET.denoiser(schedule)
+
+    def network(x, t, chain):
+        assert len(set(t.tolist())) == 1
+        called.append(schedule.timesteps.tolist().index(t[0]))
+        return denoise(x, t, chain)
+
+    chains = sampler.chains(Networks(network, schedule, (3, 6, 1), torch.device("cpu")))
+    chains.begin(noise)
+    chains.stand(chains.everyone, torch.full((3,), k))
+    finish(chains, chains.everyone, calls)
+    assert called == steps
+    assert chains.calls.tolist() == [len(steps)] * 3
+    abar, x = schedule.abar, noise.start.flatten(1).double()
+    assert (abar[:6] < 0.05).all()
+    assert abar[6] >= 0.05
+    x = ((1 - abar[steps[0]]) / (1 - abar[k])).sqrt() * x
+    for here, there in zip(steps, [*steps[1:], None], strict=True):
+        x0 = TARGET.posterior_mean(x, abar[here])
+        eps = (x - abar[here].sqrt() * x0) / (1 - abar[here]).sqrt()
+        x = x0 if there is None else abar[there].sqrt() * x0 + (1 - abar[there]).sqrt() * eps
+    torch.testing.assert_close(chains.sample().x0.flatten(1).double(), x, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("how", ["eager", "static"])
@@ -172,7 +216,7 @@ def test_from_anywhere_it_brings_chains_near_their_end(name: str, k: int):
             chains.halt(k)
         chains.stand(chains.everyone, torch.full((3,), k))
         finish(chains, chains.everyone, steps)
-        assert network.calls == min(steps, 40 - k)
+        assert network.calls == min(steps, 40 - max(k, 6))
         assert chains.rows.tolist() == [0, 0, 0]
         return chains.sample()
 
@@ -257,7 +301,7 @@ def test_pace_forgets_what_was_slow():
 
 def test_a_network_that_returns_nan_is_told_while_finishing():
     sampler = bind(SAMPLERS["picard"], CONFIG)
-    with pytest.raises(FloatingPointError, match="timestep 39"):
+    with pytest.raises(FloatingPointError, match="timestep 33"):
         sampler(lambda x, t, chain: torch.full_like(x, torch.nan), noise_of(sampler), deadline=Deadline(-1.0))
 
 
