@@ -114,7 +114,7 @@ class TopicRobot:
     # In the transport's thread
 
     def _connected(self) -> None:
-        self._never = False
+        self._never, self._began = False, self._clock()
         self._forget()
         self._fail("connection_lost", "connected", recovered=True)
 
@@ -190,7 +190,7 @@ class TopicRobot:
                 self._fail("connection_lost", "there is no connection to ROS yet: does rosbridge run there?")
             return
         for topic in self.contract.inputs:
-            last = self._heard.setdefault(topic.topic, now)
+            last = self._heard.get(topic.topic, self._began)
             silent = now - last > SILENT_S + 2e-3 * topic.throttle_ms
             if silent and topic.topic not in self._silent:
                 self._silent.add(topic.topic)
