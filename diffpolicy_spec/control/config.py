@@ -95,18 +95,20 @@ class ControlConfig:
 class SafetyConfig:
     """What a command must never be, and what is sent where there is none.
 
-    Limits are one number for all axes, or one each; None: no limit. Times are s, units the action's own.
+    Limits are one number for all axes, or one each; None: no limit, of all axes or of one. Times are s, units the
+    action's own. What does not fit the policy's actions is refused when their number is known.
 
     Attributes:
         kind: what an action's axes are, one of KINDS for all or each: "position" targets, "velocity", "delta" (what is
             added to the position in one command), "free" (no motion: a gripper's command; only `low` and `high` hold).
+            Of a policy whose actions are "delta", "position" for all means "delta", with grippers "free".
         low, high: limits of the command of "position" and "free" axes. Of "velocity" and "delta" axes limits of the
-            position, where `position_from` tells it.
+            position, which `position_from` has to tell then.
         velocity: |rate of the position|, units / s; acceleration: units / s^2; jerk: units / s^3.
         on_limit: "clamp": the command is the nearest one within the limits; "stop": the robot stops.
         position_from: key of the observation that has the axes' position (the first Da numbers, or those of
             `position_index`): what the first command is held against, and where "velocity" and "delta" axes are.
-        position_index: (Da,) which numbers of it; None: 0 ... Da - 1.
+        position_index: (Da,) which numbers of it, None for an axis whose position it does not tell; None: 0 ... Da - 1.
         max_observation_age_ms: the newest observation may be so old before the safety action.
         watchdog_ms: a command is sent at least so often, whatever hangs.
         action: the safety action, one of SAFETY_ACTIONS. "hold": stay (the last target, or no motion), and go on when
@@ -118,14 +120,14 @@ class SafetyConfig:
     """
 
     kind: str | Sequence[str] = "position"
-    low: float | Sequence[float] | None = None
-    high: float | Sequence[float] | None = None
-    velocity: float | Sequence[float] | None = None
-    acceleration: float | Sequence[float] | None = None
-    jerk: float | Sequence[float] | None = None
+    low: float | Sequence[float | None] | None = None
+    high: float | Sequence[float | None] | None = None
+    velocity: float | Sequence[float | None] | None = None
+    acceleration: float | Sequence[float | None] | None = None
+    jerk: float | Sequence[float | None] | None = None
     on_limit: str = "clamp"
     position_from: str | None = None
-    position_index: Sequence[int] | None = None
+    position_index: Sequence[int | None] | None = None
     max_observation_age_ms: float = 500.0
     watchdog_ms: float = 200.0
     action: str = "hold"

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Histogram", "Percentiles"]
 
@@ -52,7 +53,9 @@ class Histogram:
 
     def percentile(self, percent: float) -> float:
         """The value of rank ceil(percent / 100 * count), NaN of none."""
-        counts = np.cumsum(self._counts)
+        return self._of_rank(np.cumsum(self._counts), percent)
+
+    def _of_rank(self, counts: NDArray[np.int64], percent: float) -> float:
         if not counts[-1]:
             return math.nan
         rank = max(1, math.ceil(percent / 100 * int(counts[-1])))
@@ -62,8 +65,9 @@ class Histogram:
 
     def percentiles(self) -> Percentiles:
         """What is reported of it."""
-        count = int(self._counts.sum())
+        counts = np.cumsum(self._counts)
+        count = int(counts[-1])
         if not count:
             return Percentiles(0, *[math.nan] * 5)
-        p50, p90, p99 = (self.percentile(p) for p in (50, 90, 99))
+        p50, p90, p99 = (self._of_rank(counts, p) for p in (50, 90, 99))
         return Percentiles(count, self._sum / count, p50, p90, p99, self._high)

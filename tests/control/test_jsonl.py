@@ -14,6 +14,7 @@ import pytest
 from loop_events import a_run
 
 from diffpolicy_spec.control import Intervention, JsonLines, Recorder
+from diffpolicy_spec.control.__main__ import main
 from diffpolicy_spec.control.jsonl import summary_of
 from diffpolicy_spec.control.lines import RecordError, read_records
 from diffpolicy_spec.control.records import replay
@@ -172,6 +173,17 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "run.jsonl").write_text(text)
     with pytest.raises(RecordError, match=message):
         list(read_records(tmp_path / "run.jsonl"))
+
+
+def test_a_log_is_summed_up_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with JsonLines(tmp_path / "run.jsonl") as log:
+        replay(a_run(), log)
+    assert main([str(log.path)]) == 0
+    assert "198 periods at 100 Hz, 2 skipped" in capsys.readouterr().out
+    assert main([str(log.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chunks"] == 10
+    assert main([str(tmp_path / "none.jsonl")]) == 1
+    assert "No such file" in capsys.readouterr().err
 
 
 def test_unknown_events_and_members_are_skipped(tmp_path: Path) -> None:
