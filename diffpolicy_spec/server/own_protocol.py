@@ -39,8 +39,9 @@ class OwnConnection(Connection):
                 try:
                     message = self.decoded(data)
                 except CodecError as error:
+                    too_many = self.bad()
                     await self._error(None, "bad_message", str(error), counted=True)
-                    if self.bad():
+                    if too_many:
                         self.closed_for("malformed", f"sent {self._most_bad} messages in a row that cannot be read")
                         await self.close(POLICY_VIOLATION, "too many messages that cannot be read")
                         return
