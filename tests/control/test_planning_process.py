@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -254,6 +256,44 @@ def test_how_the_worker_runs(make):
     (plan,) = answers(planner, 1)
     assert plan.actions[0].tolist() == [os.nice(0) + 7, 1, 1, 1]
     assert plan.cost.calls == 1
+
+
+def test_how_the_loop_is_scheduled_is_not_handed_down():
+    """A planner that a real-time thread starts: its worker must not compete with that thread."""
+    planner = ProcessPlanner(make=makers.threads)
+
+    def start() -> None:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        planner.start()
+        ready(planner)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(60)
+    try:
+        assert os.sched_getscheduler(planner.pid) == os.SCHED_OTHER
+    finally:
+        planner.close()
+
+
+def test_without_room_for_a_worker_it_is_told_and_tried_again():
+    used = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ProcessPlanner(make=makers.plain) as other:
+        ready(other)
+        planner = ProcessPlanner(make=makers.plain)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+        try:
+            planner.start()
+            (failed,) = answers(planner, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            assert failed.kind == "worker_failed"
+            assert "no worker process can be started" in failed.message
+            ready(planner)
+        finally:
+            planner.close()
 
 
 def test_close_is_quick_and_leaves_nothing():

@@ -72,6 +72,8 @@ def load_maker(num_threads: int, **settings: Any) -> Maker:
 def main(fd: int, nice: int) -> None:
     """Make chunks until the planner is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "sched_setscheduler"):  # a loop that is scheduled before all others hands that down
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     _end_with_parent()
     planner = socket.socket(fileno=fd)
     threading.Thread(target=_end_with_planner, args=(fd,), daemon=True).start()
