@@ -5,6 +5,7 @@ config     ControlConfig, SafetyConfig
 loop       ControlLoop; driver: one period of it; grid: its periods; signals: a clean stop
 sensing    observations in time: clock_map, history
 supply     chunks in time: requests, queue, blending
+planning   ProcessPlanner, InlinePlanner: where chunks are made
 safety     what is sent instead of what is wanted
 events     what a loop tells whoever listens; publisher: how; faults: what goes wrong
 records    Recorder, Summary: what a run was like; jsonl: a log; rerun_view: as it runs
@@ -24,6 +25,7 @@ from diffpolicy_spec.control.events import (
 from diffpolicy_spec.control.jsonl import JsonLines
 from diffpolicy_spec.control.lines import read_records
 from diffpolicy_spec.control.loop import ControlLoop
+from diffpolicy_spec.control.planning import InlinePlanner, ProcessPlanner
 from diffpolicy_spec.control.protocols import (
     Failure,
     Observation,
@@ -45,6 +47,7 @@ __all__ = [
     "ControlLoop",
     "Failure",
     "Fault",
+    "InlinePlanner",
     "Intervention",
     "JsonLines",
     "LoopStarted",
@@ -55,6 +58,7 @@ __all__ = [
     "PlanRequest",
     "Planner",
     "PolicyInfo",
+    "ProcessPlanner",
     "Recorder",
     "RerunView",
     "Robot",

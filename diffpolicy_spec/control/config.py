@@ -72,16 +72,19 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "control_hz", "policy_hz", "deadline_ms", "history_tolerance", "max_clock_jump_ms")
+        if self.control_hz is None:
+            raise ValueError("control_hz must be a positive number, got None")
         _among(self, interpolation=INTERPOLATIONS, blend=BLENDS, on_deadline=ON_DEADLINE, meanwhile=MEANWHILE)
         if not 1 <= self.control_hz <= 1000:
             raise ValueError(f"control_hz must be 1 to 1000 commands a second, got {self.control_hz}")
         for name in ("lead_ms", "ensemble_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("n_action_steps", "freeze_steps", "blend_steps", "finish_steps"):
+            if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)!r}")
+        least = {"n_action_steps": 1, "freeze_steps": 1, "blend_steps": 1, "finish_steps": 1, "seed": 0}
+        for name, smallest in least.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if value is not None and not (_is_number(value) and int(value) == value and value >= smallest):
+                raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
         if self.on_deadline == "finish" and self.deadline_ms is None:
             raise ValueError("on_deadline=finish needs deadline_ms")
 
@@ -145,8 +148,12 @@ class SafetyConfig:
 def _positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value}")
+        if value is not None and not (_is_number(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _among(config: object, **allowed: Sequence[str] | Mapping[str, object]) -> None:

@@ -41,6 +41,9 @@ class ControlLoop:
         config, safety: see there.
         subscribers: told what happens.
         clock, sleep: other ones than real time are for tests; the watchdog knows real time only and is left out then.
+
+    Raises:
+        ValueError: settings that exclude each other.
     """
 
     def __init__(
@@ -55,10 +58,11 @@ class ControlLoop:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.config, self.robot, self.planner = config or ControlConfig(), robot, planner
+        safety = safety or SafetyConfig()
+        if self.config.meanwhile == "hold" and safety.action == "stop":
+            raise ValueError("meanwhile=hold takes the safety action while a chunk is made: with action=stop for good")
         self._clock, self._sleep = clock, sleep
-        self._driver = Driver(
-            robot, planner, self.config, safety or SafetyConfig(), subscribers, clock, watched=clock is time.monotonic
-        )
+        self._driver = Driver(robot, planner, self.config, safety, subscribers, clock, watched=clock is time.monotonic)
         self._orders: deque[str] = deque()
         self._reason: str | None = None
         self._running = threading.Lock()

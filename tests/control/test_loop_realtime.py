@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 from loop_world import INFO, Listener, P
 
-from diffpolicy_spec.control import ControlConfig, ControlLoop, Observation, Plan, SafetyConfig
-from diffpolicy_spec.control.planning import InlinePlanner, ProcessPlanner
+from diffpolicy_spec.control import (
+    ControlConfig,
+    ControlLoop,
+    InlinePlanner,
+    Observation,
+    Plan,
+    ProcessPlanner,
+    SafetyConfig,
+)
 
 HZ = 50.0
 SAFETY = SafetyConfig(velocity=2.0, watchdog_ms=100.0, position_from="pos")
