@@ -43,8 +43,8 @@ def checkpoint(tmp_path_factory):
 def server(checkpoint):
     from programs import policy_server
 
-    # Who is put out may come again at once: the flood is to be one.
-    program, url = policy_server(str(checkpoint), "limits.handshakes_per_s=1000")
+    # Who is put out may come again at once, and is put out later: the flood is to be one.
+    program, url = policy_server(str(checkpoint), "limits.handshakes_per_s=1000", "limits.max_bad_in_a_row=200")
     with program:
         yield program, url
 
