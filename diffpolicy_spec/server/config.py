@@ -112,6 +112,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "origins", tuple(self.origins))  # a config file gives a list
         for name, known in (("history", HISTORIES), ("actions_returned", ACTIONS_RETURNED)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")

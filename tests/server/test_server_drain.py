@@ -132,24 +132,10 @@ def test_a_planner_finds_a_server_that_was_killed_and_started_again(checkpoint):
     assert [one.id for one in came if one.id is not None] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        (["host=0.0.0.0"], "host=0.0.0.0 is open to others on the network"),
-        (["policy=nothing"], "'nothing' is neither an existing path nor a shipped policy"),
-        (["limits.burst=0"], "limits: burst must be positive"),
-        (["'obs_map={nose: x}'"], "obs_map names nose, which the policy does not observe"),
-        (["log_level=loud"], "log_level must be one of"),
-        (["device=tpu"], "device=tpu"),
-        (["token_file=/nowhere/at/all"], "No such file"),
-        (["token=short"], "at least 16 characters"),
-        (["port=0", "host=192.0.2.7", "insecure=true"], "192.0.2.7"),
-    ],
-)
-def test_wrong_settings_end_it_with_one_line(settings, told):
-    command = " ".join([sys.executable, "-m", "diffpolicy_spec.server.cli", *settings])
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+def test_an_address_that_is_not_ours_ends_it_with_one_line(checkpoint):
+    command = [sys.executable, "-m", "diffpolicy_spec.server.cli", f"policy={checkpoint}", "port=0"]
+    done = subprocess.run([*command, "host=192.0.2.7", "insecure=true"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert told in done.stderr
+    assert "192.0.2.7" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
