@@ -134,15 +134,27 @@ class Networks:
             )
 
     def draft_x0(self, window: Window, x: Tensor, steps: Tensor) -> Tensor:
-        """The draft network's x0 at states x: (b, n, D), at steps: (b, n), of a window's chains. (b, n, D) float32."""
+        """The draft network's x0 at states x: (b, n, D), at steps: (b, n), of a window's chains. (b, n, D) float32.
+
+        Of a whole window's states padding is left out where shapes need not be fixed: it gets 0.
+        """
         if self.draft is None:
             raise ValueError("no draft network was given")
-        chain = window.chain[:, None].expand_as(steps).flatten()
-        rows = self._shown(x.flatten(0, 1), chain)
-        m = self.draft(rows, self.schedule.on(self.device).timesteps[steps.flatten()], chain).to(torch.float32)
+        chain = window.chain[:, None].expand_as(steps)
+        self.draft_calls.index_add_(0, window.chain, (window.sizes > 0).long())
+        if window.turn.dense or not window.turn.padded or steps.shape != window.valid.shape:
+            return self._small(x.flatten(0, 1), steps.flatten(), chain.flatten()).view(x.shape)
+        m = torch.zeros_like(x)
+        m[window.valid] = self._small(x[window.valid], steps[window.valid], chain[window.valid])
+        return m
+
+    def _small(self, x: Tensor, k: Tensor, chain: Tensor) -> Tensor:
+        """The draft network's x0 (N, D) at rows x: (N, D)."""
+        assert self.draft is not None
+        rows = self._shown(x, chain)
+        m = self.draft(rows, self.schedule.on(self.device).timesteps[k], chain).to(torch.float32)
         if m.shape != rows.shape:
             raise ValueError(f"the draft network returned {tuple(m.shape)} for rows {tuple(rows.shape)}")
-        self.draft_calls.index_add_(0, window.chain, (window.sizes > 0).long())
         # A draft is free to be anything finite; what is not must not get into the states.
         return self._hidden(m.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), chain).reshape(x.shape)
 

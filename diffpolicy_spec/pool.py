@@ -48,11 +48,15 @@ class Pool:
         networks: of as many chains as there are slots; memory is taken for all of them.
         share: shares out the rows of a call, where the sampler lets it (`Chains.narrows`); None: each chain has the
             rows its sampler's window says.
+
+    Attributes:
+        share: as given; it may be replaced between rounds.
+        evaluated: rows of the last call.
     """
 
     def __init__(self, make: Callable[[Networks], Chains], networks: Networks, share: Share | None = None) -> None:
         self.chains, self._networks = make(networks), networks
-        self._share = share if self.chains.narrows else None
+        self.share, self.evaluated = share, 0
         self._empty = list(range(networks.shape[0]))
         self._opening: list[int] = []
         self._live: list[int] = []
@@ -141,11 +145,12 @@ class Pool:
             self._calls[slot] += 1
             self._company[slot] += len(slots)
         rows = [self._rows[slot] for slot in slots]
+        self.evaluated = sum(rows)
         self._live, self._opening = slots, []
         self._look()
-        if self._share is not None:
+        if self.share is not None:
             sound = [i for i, slot in enumerate(slots) if not self.broken(slot)]
-            self._share.saw(
+            self.share.saw(
                 [at[i] for i in sound], [rows[i] for i in sound], [self._at[slots[i]] - at[i] for i in sound]
             )
         return self._settle()
@@ -179,8 +184,8 @@ class Pool:
             return Turn(
                 torch.tensor(slots, device=chains.x.device), 1, padded=False, dense=False, opening=len(self._opening)
             )
-        if self._share is not None:
-            rows = list(self._share(at, [self._rows[slot] for slot in slots]))
+        if self.share is not None and chains.narrows:
+            rows = list(self.share(at, [self._rows[slot] for slot in slots]))
             self._rows = list(self._rows)
             for slot, n in zip(slots, rows, strict=True):
                 self._rows[slot] = n

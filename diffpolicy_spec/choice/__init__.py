@@ -5,6 +5,7 @@
     rounds.py        the rounds a sampler makes, seen from its network calls
     acceptance.py    how often drafted steps are accepted, by step and by distance from the round's start
     windows.py       windows by step that minimise the expected latency, by dynamic programming
+    sharing.py       the same for chains that share their calls, learned while they run
     candidates.py    the samplers that are tried
     trial.py         a sampler tried: its rounds, and what they would cost one robot
     timing.py        chunks of several samplers timed side by side

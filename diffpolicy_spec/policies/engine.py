@@ -90,7 +90,8 @@ class Engine:
         self._waiting: dict[int, Request] = {}
         self._cancelled: set[int] = set()
         self._next, self._pace = 0, Pace()
-        self._lanes = [self._lane(policy)]
+        self._lanes: list[Lane] = []
+        self._lanes.append(self._lane(policy))
 
     @property
     def policy(self) -> DiffusionPolicy:
@@ -183,7 +184,9 @@ class Engine:
         return done
 
     def _lane(self, policy: DiffusionPolicy) -> Lane:
-        return Lane(policy, self._sampler, self.max_chains)
+        # Weights of the same shapes take the same time.
+        call = self._lanes[-1].call if self._lanes else None
+        return Lane(policy, self._sampler, self.max_chains, adaptive=self._adaptive, call=call)
 
     def _admit(self) -> list[Finished]:
         lane = self._lanes[-1]
@@ -233,7 +236,7 @@ class Engine:
     def _finish_late(self, lane: Lane) -> list[int]:
         """Finish chains that would miss their deadline if they waited for another call; their slots."""
         now, steps = self._clock(), self._finish_steps
-        ahead = self._pace.expect("round") + steps * self._pace.expect(FINISH, "round")
+        ahead = self._pace.expect(len(lane.requests), "round") + steps * self._pace.expect(FINISH, "round")
         late = [
             slot
             for slot, request in lane.requests.items()
@@ -247,9 +250,10 @@ class Engine:
         return late
 
     def _round(self, lane: Lane) -> list[int]:
-        begin = self._clock()
+        begin, chains = self._clock(), len(lane.pool.under_way)
         through = lane.round()
-        self._pace.note("round", self._clock() - begin)
+        for key in (chains, "round"):
+            self._pace.note(key, self._clock() - begin)
         return through
 
     def _answer(self, lane: Lane, slots: list[int]) -> list[Finished]:

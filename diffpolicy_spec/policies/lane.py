@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffpolicy_spec.choice.cost import CallCost, measure_call_cost
+from diffpolicy_spec.choice.sharing import Sharing
+from diffpolicy_spec.clock import clock
 from diffpolicy_spec.finish import finish
 from diffpolicy_spec.inpainting import Inpainting
 from diffpolicy_spec.networks import Networks
@@ -17,11 +20,14 @@ from diffpolicy_spec.noise import draw_noise
 from diffpolicy_spec.policies.committed import inpainting_of
 from diffpolicy_spec.policies.conditioning import condition, over_plan
 from diffpolicy_spec.policies.diffusion import DiffusionPolicy
-from diffpolicy_spec.pool import Pool, Share
+from diffpolicy_spec.policies.runner import Runner
+from diffpolicy_spec.pool import Pool
 from diffpolicy_spec.samplers import SamplerConfig
 from diffpolicy_spec.stats import SampleStats
 
 __all__ = ["Lane", "Request"]
+
+_MEASURED = 256  # rows of a call that is timed at most; beyond, its time is taken to grow on
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +57,22 @@ class Lane:
     Args:
         sampler: None: the policy's own.
         slots: chains under way at most.
-        share: see `Pool`; None: rounds have the rows that the sampler's window says.
+        adaptive: whether the rows of a call are shared out by what gets on fastest, see `choice.sharing`; else each
+            chain has the rows that the sampler's window says.
+        call: what calls of this network cost; None: it is measured, where it matters.
 
     Raises:
         ValueError: the sampler's runtime has several devices.
     """
 
     def __init__(
-        self, policy: DiffusionPolicy, sampler: SamplerConfig | None, slots: int, share: Share | None = None
+        self,
+        policy: DiffusionPolicy,
+        sampler: SamplerConfig | None,
+        slots: int,
+        *,
+        adaptive: bool = True,
+        call: CallCost | None = None,
     ) -> None:
         bound = policy.bind(sampler)
         # How many chains are under way changes from call to call; the rows of a call are chosen by what it costs.
@@ -74,8 +88,12 @@ class Lane:
             self.denoise, bound.schedule, (slots, *self._shape), policy.device, draft=self._small
         )  # fmt: skip
         networks.clock.running = False
-        self.pool = Pool(bound.chains, networks, share)
+        self.pool = Pool(bound.chains, networks)
         self.requests: dict[int, Request] = {}  # by slot
+        self.call, self._sharing = call, None
+        if adaptive and slots > 1 and self.pool.chains.narrows:
+            self.call = self._measured(runner) if call is None else call
+            self.pool.share = self._sharing = Sharing(bound.schedule.num_steps, self.call)
 
     @property
     def num_steps(self) -> int:
@@ -103,7 +121,11 @@ class Lane:
 
     def round(self) -> list[int]:
         """One call shared by all chains under way; slots of those that are through."""
-        return self.pool.round()
+        begin = clock(self.policy.device)
+        through = self.pool.round()
+        if self._sharing is not None:
+            self._sharing.took(self.pool.evaluated, clock(self.policy.device) - begin)
+        return through
 
     def finish(self, slots: Sequence[int], steps: int) -> None:
         """Bring chains to their end by a few DDIM steps: see `finish`."""
@@ -126,6 +148,18 @@ class Lane:
         self.pool.leave(slots)
         for slot in slots:
             self.requests.pop(slot, None)
+
+    def _measured(self, runner: Runner) -> CallCost:
+        """c(n), from one row to as many as a call of this pool may have."""
+        policy, schedule = self.policy, self.sampler.schedule
+        most = min(self._slots * self.pool.chains.widths()[-1], _MEASURED)
+        config = policy.config
+        nothing = torch.zeros(1, config.n_obs_steps, config.obs_dim, device=policy.device)
+        return measure_call_cost(
+            runner.denoiser(condition(nothing, config)[0]), schedule, self._shape, policy.device,
+            runtime=replace(runner.config, mode="eager"), repeats=3,
+            rows=[n for n in (1, 8, 32, 128) if n < most] + [most],
+        )  # fmt: skip
 
     def _known(self, requests: Sequence[Request]) -> Inpainting | None:
         """What requests know of their actions, together; a mask of False for those that know nothing."""
