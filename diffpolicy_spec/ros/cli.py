@@ -51,7 +51,7 @@ def contract_of(cfg: Mapping[str, Any]) -> Contract:
         OSError: it cannot be read.
     """
     given = str(cfg["contract"])
-    if not Path(given).exists() and given in examples():
+    if not Path(given).is_file() and given in examples():
         given = str(example(given))
     contract = load_contract(given)
     if cfg["autostart"] is not None:
@@ -104,7 +104,7 @@ def listeners_of(cfg: Mapping[str, Any], contract: Contract) -> list[Subscriber]
     if cfg["rerun"] is not None:
         from diffpolicy_spec.control.rerun_view import RerunView
 
-        made.append(RerunView(save=cfg["rerun"], names=contract.axis_names))
+        made.append(RerunView(save=cfg["rerun"], names=contract.axis_names, policy_hz=contract.control.policy_hz))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from diffpolicy_spec.ros.transport import Transport
 
 __all__ = ["BridgeNode"]
 
+LOGGER = logging.getLogger("diffpolicy_spec.ros")
 HEARTBEAT_TYPE = "std_msgs/Header"
 LONGEST_STOP_S = 6.0
 MOST_POINTS = 256
@@ -192,7 +194,10 @@ class BridgeNode:
 
     def _report(self) -> None:
         while not self._closed.wait(1 / self.contract.diagnostics.hz):
-            self.publish_diagnostics()
+            try:
+                self.publish_diagnostics()
+            except Exception:  # a robot is not driven blind for a number that cannot be told
+                LOGGER.exception("diagnostics could not be published")
 
     # Inside
 
