@@ -195,6 +195,11 @@ class Driver:
     def _send_now(self, action: NDArray[np.float64], time: float) -> None:
         self._robot.send(action, self._sensing.clock_map.to_robot(time))
 
+    def brake(self, due: float) -> None:
+        """The command of coming to rest, and nothing else."""
+        if self._safety is not None:
+            self._command(self._safety, None, due, due + self._lead)
+
     def following(self, count: int, dt: float | None = None) -> NDArray[np.float64] | None:
         """See `ControlLoop.following`."""
         if self._safety is None:

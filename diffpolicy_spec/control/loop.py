@@ -245,8 +245,18 @@ class ControlLoop:
                 n = following
         except BaseException as error:
             self._reason = f"{type(error).__name__}: {error}"
+            self._brake(grid, n)
             raise
         finally:
             driver.end()
             driver.publisher.put(LoopStopped(clock(), self._reason or "stopped"))
             driver.publisher.flush()
+
+    def _brake(self, grid: Grid, n: int) -> None:
+        """Something has ended the loop that should not have: still, the robot is brought to rest."""
+        self._driver.come_to_rest(str(self._reason))
+        until = self._clock() + _LONGEST_STOP
+        while not self._driver.at_rest and self._clock() < until:
+            n = grid.after(n, self._clock())
+            sleep_until(grid.time(n), self._clock, self._sleep)
+            self._driver.brake(grid.time(n))

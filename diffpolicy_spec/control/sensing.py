@@ -35,7 +35,6 @@ class Sensing:
         guard: Callable[[Observation, float], bool],
     ) -> None:
         self._robot, self._config, self._faults, self._clock, self._guard = robot, config, faults, clock, guard
-        self._failures: Callable[[], Sequence[Failure]] | None = getattr(robot, "failures", None)
         self.clock_map = ClockMap(1e-3 * config.max_clock_jump_ms)
         self._info: PolicyInfo | None = None
         self._history: History | None = None
@@ -77,7 +76,8 @@ class Sensing:
                 robot_now = float(tells())
             after = self._clock()
             observation = self._robot.read()
-            failures = () if self._failures is None else self._failures()
+            complains = getattr(self._robot, "failures", None)
+            failures: Sequence[Failure] = () if complains is None else complains()
         except Exception as error:
             self._faults.happened("robot_failed", f"read: {_said(error)}", self._clock())
             return

@@ -43,6 +43,7 @@ class Supply:
         self._queue = ChunkQueue(config)
         self._requests = Requests(config)
         self._info: PolicyInfo | None = None
+        self._complaints: set[str] = set()  # a robot may have faults of the same kinds
 
     def know(self, info: PolicyInfo) -> None:
         """Ask for chunks of this policy from now on."""
@@ -85,7 +86,7 @@ class Supply:
         if late is not None:
             age = 1e3 * (now - late.request.time)
             message = f"chunk {late.request.id} is not there {age:.0f} ms after its observation: another is asked for"
-            self._faults.happened("late_inference", message, now, lasting=True)
+            self._complain("late_inference", message, now)
         if found.lost:
             self._faults.happened(
                 "observation_lost", f"older ones stand for {found.lost} observations of the history", now,
@@ -93,7 +94,12 @@ class Supply:
             )  # fmt: skip
         freeze = self._requests.to_freeze
         committed = self._queue.following(found.time, freeze, self._config.dt) if freeze else None
-        self._planner.submit(self._requests.ask(found, committed, now))
+        request = self._requests.ask(found, committed, now)
+        try:
+            self._planner.submit(request)
+        except Exception as error:
+            self._complain("worker_failed", f"the planner cannot be asked: {type(error).__name__}: {error}", now)
+            self._requests.lost(request.id)
 
     def receive(self, now: float, time: float) -> None:
         """Take what the planner has.
@@ -101,7 +107,12 @@ class Supply:
         Args:
             now: s; time: s, what the next command is for.
         """
-        for answer in self._planner.poll():
+        try:
+            answers = self._planner.poll()
+        except Exception as error:
+            self._complain("worker_failed", f"the planner cannot be asked: {type(error).__name__}: {error}", now)
+            answers = ()
+        for answer in answers:
             if isinstance(answer, Failure):
                 self._failed(answer, now)
             else:
@@ -113,11 +124,18 @@ class Supply:
     def _failed(self, failure: Failure, now: float) -> None:
         kind = failure.kind if failure.kind in FAULTS else "worker_failed"
         if failure.recovered:
+            self._complaints.discard(kind)
             self._faults.over(kind, now, failure.message)
         else:
-            self._faults.happened(kind, failure.message, now, lasting=kind in _UNTIL_A_CHUNK)
+            self._complain(kind, failure.message, now)
         if failure.id is not None:
             self._requests.lost(failure.id)
+
+    def _complain(self, kind: str, message: str, now: float) -> None:
+        lasting = kind in _UNTIL_A_CHUNK
+        if lasting:
+            self._complaints.add(kind)
+        self._faults.happened(kind, message, now, lasting=lasting)
 
     def _arrived(self, plan: Plan, now: float, time: float) -> None:
         if self._info is None:
@@ -135,12 +153,12 @@ class Supply:
         actions = np.array(plan.actions, np.float64)
         stale = self._queue.put(Chunk(plan.id, request.time, actions), time, self._period)
         useless = stale == len(actions) and not overtaken
-        for kind in _UNTIL_A_CHUNK:
-            if not (useless and kind == "late_inference"):
-                self._faults.over(kind, now)
+        for kind in self._complaints - ({"late_inference"} if useless else set()):
+            self._complaints.discard(kind)
+            self._faults.over(kind, now)
         if useless:
             message = f"chunk {plan.id} came {1e3 * (now - request.time):.0f} ms after its observation: nothing is left"
-            self._faults.happened("late_inference", message, now, lasting=True)
+            self._complain("late_inference", message, now)
         late = pending.deadline is not None and (now > pending.deadline or not plan.exact)
         if late and not pending.missed:
             how = "came late" if plan.exact else "was finished by DDIM steps to be there in time"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from loop_world import DT, HZ, INFO, TA, Listener, P, Setting
 
-from diffpolicy_spec.control import Plan, SafetyConfig, next_actions
+from diffpolicy_spec.control import Failure, Plan, SafetyConfig, next_actions
 
 # Receding horizon
 
@@ -305,3 +305,32 @@ def test_another_policy_is_used_if_it_fits():
     assert "action_dim is 7, was 2" in setting.listener.faults[0].message
     assert not any(1002.0 < r.time < 1003.45 for r in setting.planner.requests)
     assert setting.listener.sources()[-2] in ("chunk", "old_chunk")
+
+
+@pytest.mark.parametrize("method", ["poll", "submit"])
+def test_a_planner_that_raises_is_told_of_and_the_robot_is_commanded(method):
+    setting = Setting(0.02)
+    works = getattr(setting.planner, method)
+
+    def fails(*args):
+        if 1001.0 < setting.world.now < 1002.0:
+            raise OSError("pipe")
+        return works(*args)
+
+    setattr(setting.planner, method, fails)
+    setting.run(4.0)
+    faults = [f.recovered for f in setting.listener.faults if f.kind == "worker_failed"]
+    assert faults == [False, True]
+    assert "OSError: pipe" in setting.listener.faults[0].message
+    assert np.diff(setting.robot.times) == pytest.approx(DT)
+    assert setting.listener.sources()[-2] in ("chunk", "old_chunk")
+
+
+def test_a_chunk_does_not_end_what_the_robot_complains_of():
+    setting = Setting(0.02)
+    said = [Failure("connection_lost", "no connection to the arm")]
+    setting.robot.failures = lambda: [said.pop()] if said and setting.world.now > 1001.0 else []
+    setting.world.at(1003.0, lambda: said.append(Failure("connection_lost", "connected", recovered=True)))
+    setting.run(5.0)
+    lost = [(f.recovered, f.message) for f in setting.listener.faults if f.kind == "connection_lost"]
+    assert lost == [(False, "no connection to the arm"), (True, "connected")]

@@ -214,3 +214,22 @@ def test_what_comes_next_for_those_who_command_in_advance():
         same = min(len(future), 7)
         assert future[:same] == pytest.approx(sent[begin : begin + same])
         assert sparse[:3] == pytest.approx(future[:5:2])
+
+
+def test_whatever_ends_the_loop_the_robot_is_brought_to_rest_within_the_limits():
+    setting = limited()
+
+    class Ends(type(setting.listener)):
+        def on_tick(self, event):
+            if event.index == 40:
+                raise KeyboardInterrupt
+
+    setting.loop.subscribe(Ends())
+    with pytest.raises(KeyboardInterrupt):
+        setting.run(9.0)
+    speed = velocities(setting)
+    assert speed[37] == pytest.approx(1.0)
+    assert speed[-2:] == pytest.approx([0.5, 0.0])
+    assert np.diff(setting.robot.times) == pytest.approx(DT)
+    assert setting.robot.stopped == 1
+    assert "KeyboardInterrupt" in setting.listener.stopped[0].reason
