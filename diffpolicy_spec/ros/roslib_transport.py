@@ -24,6 +24,14 @@ __all__ = ["RoslibTransport"]
 
 NEEDED_BY = "the ROS bridge"
 CLOSE_S = 1.0
+FLUSH_S = 0.5
+UNADVERTISE_S = 1.2
+"""For a service, which ROS 1's rosbridge takes a second to withdraw."""
+
+BARRIER = "/rosapi/get_time"
+"""A service whose answer, or the answer that there is none, says that all that was sent before has been read: what
+rosbridge has not read when a connection ends it throws away."""
+
 LOGGER = logging.getLogger("diffpolicy_spec.ros")
 _reactor_lock = threading.Lock()
 
@@ -80,6 +88,7 @@ class RoslibTransport:
         self._closed = False
         self._gone = threading.Event()
         self._gone.set()
+        self._flushed = threading.Event()
         self._reactor, self._factory = _start(self, parts, headers, ping_s, pong_s, backoff_s)
 
     # Of Transport
@@ -146,24 +155,33 @@ class RoslibTransport:
             return
         self._closed = True
 
-        def end() -> None:
-            self._factory.stopTrying()
+        def withdraw() -> None:
             for topic in self._subscriptions:
                 self._send({"op": "unsubscribe", "id": f"subscribe:{topic}", "topic": topic})
             for topic in self._topics:
                 self._send({"op": "unadvertise", "id": f"advertise:{topic}", "topic": topic})
             for name in self._services:
                 self._send({"op": "unadvertise_service", "service": name})
+
+        def end() -> None:
             if self._protocol is not None:
                 self._protocol.sendClose()
             elif self._factory.connector is not None:
                 self._factory.connector.disconnect()
 
+        self._in_reactor(self._factory.stopTrying)
+        if self._reactor_thread():
+            withdraw()
+            end()
+            return
+        # What was published last is read before the connection ends; a server that is gone is not waited for.
+        there = self._flush(FLUSH_S)
+        self._in_reactor(withdraw)
+        if there:
+            self._flush(FLUSH_S + (UNADVERTISE_S * len(self._services) if self.ros == 1 else 0))
         self._in_reactor(end)
-        if not self._reactor_thread():
-            # What was published last is sent before the connection ends; a server that is gone is not waited for.
-            self._gone.wait(CLOSE_S)
-            self._in_reactor(lambda: self._protocol is not None and self._protocol.dropConnection(abort=True))
+        self._gone.wait(CLOSE_S)
+        self._in_reactor(lambda: self._protocol is not None and self._protocol.dropConnection(abort=True))
 
     # In the reactor's thread
 
@@ -189,6 +207,7 @@ class RoslibTransport:
             return
         self._protocol = None
         self._gone.set()
+        self._flushed.set()
         if protocol.wasMaxMessagePayloadSizeExceeded:
             self._problem(f"a message of more than {self._max_bytes} bytes: the connection is made anew")
         if not self._closed:
@@ -223,8 +242,10 @@ class RoslibTransport:
         elif op == "call_service":
             self._answer(frame)
         elif op == "status":
-            if frame.get("level") in ("error", "warning"):
+            if frame.get("level") in ("error", "warning") and not self._closed:
                 self._problem(f"rosbridge says: {str(frame.get('msg'))[:500]}")
+        elif op == "service_response" and frame.get("service") == BARRIER:
+            self._flushed.set()
         else:
             raise BadFrame(f"operation {op[:50]!r}, which was not asked for")
 
@@ -270,6 +291,13 @@ class RoslibTransport:
         # Strict JSON: NaN is none, and a server that takes it would hand it to a robot.
         protocol.send_message(json.dumps(frame, allow_nan=False).encode())
         return True
+
+    def _flush(self, timeout: float) -> bool:
+        """Whether the server has read, within `timeout` s, what was sent."""
+        self._flushed.clear()
+        if not self._send({"op": "call_service", "id": "barrier", "service": BARRIER}):
+            return False
+        return self._flushed.wait(timeout) and self.connected
 
     def _problem(self, message: str) -> None:
         for callback in list(self._problem_callbacks):
@@ -362,6 +390,7 @@ def _start(
         maxMessagePayloadSize=owner._max_bytes,
         maxFramePayloadSize=owner._max_bytes,
         tcpNoDelay=True,
+        utf8validateIncoming=False,  # the JSON decoder does
     )
     context = None
     if parts.scheme == "wss":  # autobahn's own default does not look at certificates

@@ -79,7 +79,7 @@ class Transport(Protocol):
         """s, ROS time: the clock of header stamps."""
 
     def close(self) -> None:
-        """Withdraw everything and disconnect; within 2 s."""
+        """Withdraw everything and disconnect; within 2 s, and one more a service where ROS 1's rosbridge is slow."""
 
 
 def type_name(type: str, ros: int, kind: str = "msg") -> str:

@@ -35,6 +35,7 @@ class RosbridgeServer:
     Attributes:
         port: where it listens, once started.
         delay: s, how much later everything is sent to the clients.
+        slow: s, that each frame of a client takes to be read; those that are not when its connection ends are lost.
         log: (level, text) of all status messages, sent or not.
         counts: received, published, throttled, queue_full, dropped, error, warning, info, connections; of all clients
             there have been.
@@ -43,7 +44,7 @@ class RosbridgeServer:
     def __init__(
         self, host: str = "127.0.0.1", port: int = 0, *, ros: int = 1, send_status: bool = True, max_size: int = 2**27
     ) -> None:
-        self.host, self.port, self.ros, self.delay = host, port, ros, 0.0
+        self.host, self.port, self.ros, self.delay, self.slow = host, port, ros, 0.0, 0.0
         self.log: list[tuple[str, str]] = []
         self._send_status, self._max_size = send_status, max_size
         self.graph = Graph(ros)
@@ -234,20 +235,33 @@ class RosbridgeServer:
         client = Client(self.graph, self._note, lambda: self.delay, send_status=self._send_status)
         client.counts["connections"] += 1
         self._clients[client] = connection
-        writer = asyncio.create_task(self._write(client, connection))
+        waiting: asyncio.Queue[str | bytes] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._write(client, connection)),
+            asyncio.create_task(self._read(client, waiting)),
+        ]
         self._tell()
         try:
             async for frame in connection:
                 await self._flow.wait()
-                client.receive(frame)
-                self._tell()
+                waiting.put_nowait(frame)
         except ConnectionClosed:
             pass
         finally:
-            writer.cancel()
+            # Frames that still wait are thrown away, as rosbridge does when a connection ends.
+            for task in tasks:
+                task.cancel()
             client.end()
             del self._clients[client]
             self._gone += client.counts
+            self._tell()
+
+    async def _read(self, client: Client, waiting: asyncio.Queue[str | bytes]) -> None:
+        while True:
+            frame = await waiting.get()
+            if self.slow:
+                await asyncio.sleep(self.slow)
+            client.receive(frame)
             self._tell()
 
     async def _write(self, client: Client, connection: ServerConnection) -> None:

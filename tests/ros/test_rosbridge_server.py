@@ -379,3 +379,15 @@ def test_roslibpy_publishes_subscribes_and_calls(server):
         server.wait_for(lambda: not server.subscriptions("/out"))
     finally:
         ros.close()
+
+
+def test_what_is_not_read_when_a_connection_ends_is_lost(server, another):
+    talker = another(server)
+    talker.send(op="advertise", topic="/x", type="std_msgs/Float64")
+    server.wait_for(lambda: server.publishers("/x"))
+    server.slow = 0.02
+    for value in range(20):
+        talker.send(op="publish", topic="/x", msg={"data": value})
+    talker.socket.close()
+    server.wait_for(lambda: server.clients == 0)
+    assert len(server.messages("/x")) < 20

@@ -15,6 +15,7 @@ work=$(mktemp -d)
 pids=
 cleanup() {
   for pid in $pids; do kill "$pid" 2>/dev/null || true; done
+  [ ! -e "$work/rosbridge.pid" ] || kill "$(cat "$work/rosbridge.pid")" 2>/dev/null || true
   for pid in $pids; do wait "$pid" 2>/dev/null || true; done
   rm -rf "$work"
 }
@@ -121,8 +122,16 @@ ros roscore -p "$master" >"$work/roscore.log" 2>&1 &
 pids="$pids $!"
 wait_for_port "$master" roscore "$work/roscore.log"
 port=$(free_port)
-ros /usr/bin/python3 "$work/rosbridge/rosbridge_server/scripts/rosbridge_websocket.py" --port "$port" \
-  --address 127.0.0.1 >"$work/rosbridge.log" 2>&1 &
+serve() { # rosbridge, again when it ends: a test kills it
+  while :; do
+    ros /usr/bin/python3 "$work/rosbridge/rosbridge_server/scripts/rosbridge_websocket.py" --port "$port" \
+      --address 127.0.0.1 >>"$work/rosbridge.log" 2>&1 &
+    echo $! >"$work/rosbridge.pid"
+    wait $! || true
+    sleep 1
+  done
+}
+serve &
 pids="$pids $!"
 ros /usr/bin/python3 "$work/rosbridge/rosapi/scripts/rosapi_node" >"$work/rosapi.log" 2>&1 &
 pids="$pids $!"
@@ -132,12 +141,12 @@ wait_for_port "$port" rosbridge "$work/rosbridge.log"
 echo "roscore on port $master, rosbridge on port $port: $(/usr/bin/rosversion roslaunch 2>/dev/null || echo ROS 1)"
 
 status=0
-(cd "$root" && ROS_BRIDGE_URL="ws://127.0.0.1:$port" ROS_BRIDGE_LOG="$work/rosbridge.log" \
+(cd "$root" && ROS_BRIDGE_URL="ws://127.0.0.1:$port" ROS_BRIDGE_PID="$work/rosbridge.pid" \
   "$python" -m pytest tests/ros/test_ros_real.py "$@") || status=$?
 if [ "$status" != 0 ]; then
   for log in rosbridge rosapi robot; do
     echo "--- the end of $log's log"
-    tail -n 30 "$work/$log.log"
+    tail -n 60 "$work/$log.log"
   done
 fi
 exit "$status"
