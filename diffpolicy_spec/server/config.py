@@ -79,6 +79,8 @@ class ServerConfig:
         actions_returned: to openpi's clients: the Ta actions to execute, or all usable ones.
         obs_map: the policy's observation -> the client's keys that are joined for it; KEY[a:b] is a part of one.
         deadline_ms: of requests that have none; None: none.
+        adaptive: calls that many chunks share have fewer rows of each. A seed's chunk then depends on who else is
+            there; its law does not.
         max_chains: chunks under way at once; finish_steps: DDIM steps that finish a chunk which would be late.
         supersede: a request takes the place of an older one of its connection that was not begun.
         warm_up: chunks drawn before the first client is let in.
@@ -103,6 +105,7 @@ class ServerConfig:
     actions_returned: str = "n_action_steps"
     obs_map: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     deadline_ms: float | None = None
+    adaptive: bool = True
     max_chains: int = 16
     finish_steps: int = 4
     supersede: bool = True

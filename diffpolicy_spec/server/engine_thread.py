@@ -53,6 +53,7 @@ class Job:
         obs, seed, committed, deadline: see `Engine.submit`.
         done: called once with the outcome, in the engine's thread.
         arrived, begun: s, time.monotonic.
+        since: s, from when on it waits for its turn: earlier than it arrived where it took another one's place.
     """
 
     obs: Mapping[str, NDArray[Any]]
@@ -62,6 +63,7 @@ class Job:
     deadline: float | None = None
     arrived: float = field(default_factory=time.monotonic)
     begun: float = float("nan")
+    since: float | None = None
     state: str = WAITING
     ticket: int = -1
     policy: str = ""
@@ -232,8 +234,7 @@ class EngineThread:
             commands, self._commands = self._commands, []
             # What is dropped in this round frees its place in the next one.
             places = self._max_chains - len(self._running)
-            # Who has to be first is first; else who came first.
-            begin = sorted(self._pending, key=lambda job: np.inf if job.deadline is None else job.deadline)[:places]
+            begin = sorted(self._pending, key=_turn)[:places]
             for job in begin:
                 self._pending.remove(job)
                 job.state = UNDER_WAY
@@ -307,6 +308,11 @@ class EngineThread:
             self._answer(job, None, gone or RequestError("draining", "the server is going down"))
         for _, done in commands:
             done.cancel()
+
+
+def _turn(job: Job) -> tuple[float, float]:
+    """Who has to be first is first; else who came first."""
+    return np.inf if job.deadline is None else job.deadline, job.arrived if job.since is None else job.since
 
 
 def _do(command: Callable[[], None], done: Future[None]) -> None:

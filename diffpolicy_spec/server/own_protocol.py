@@ -104,12 +104,17 @@ class OwnConnection(Connection):
         values = read_observations(obs, service.names, service.info, self.history)
         seed, deadline_ms = _seed(message.get("seed")), _deadline(message.get("deadline_ms"))
         committed = _committed(message.get("committed"), service.info)
+        since = arrived
         if service.config.supersede:
             for asked in list(self._asked.values()):
-                service.withdraw(asked, "superseded", f"by request {id}", begun=False)
+                if service.withdraw(asked, "superseded", f"by request {id}", begun=False):
+                    since = min(since, asked.job.arrived if asked.job.since is None else asked.job.since)
         if len(self._tasks) >= limits.max_in_flight:
             raise RequestError("queue_full", f"{limits.max_in_flight} requests of this connection are under way")
-        asked = service.ask(values, arrived=arrived, seed=seed, committed=committed, deadline_ms=deadline_ms)
+        asked = service.ask(
+            values, arrived=arrived, seed=seed, committed=committed, deadline_ms=deadline_ms,
+            since=since,
+        )  # fmt: skip
         self._asked[id] = asked
         task = asyncio.create_task(self._answer(id, asked))
         self._tasks.add(task)

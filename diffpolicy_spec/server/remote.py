@@ -196,7 +196,6 @@ class RemotePlanner:
         self._info = info
         if before is not None and before.policy != info.policy:
             self._tell(Failure("policy_swapped", f"'{before.policy}' -> '{info.policy}'"))
-            self._tell(Failure("policy_swapped", f"'{info.policy}' is in use", recovered=True))
 
     async def _converse(self, socket: Any) -> None:
         sending = asyncio.create_task(self._send(socket))
@@ -244,7 +243,7 @@ class RemotePlanner:
         elif isinstance(answer, Chunk):
             if self._settled(answer.plan.id):
                 self._tell(answer.plan)
-                for kind in ("server_error", *_FAULT_OF.values()):
+                for kind in ("server_error", "bad_message", "late_inference"):
                     self._over(kind, "a chunk came")
         elif isinstance(answer, Refusal):
             kind = _FAULT_OF.get(answer.kind, "server_error")
@@ -282,7 +281,8 @@ class RemotePlanner:
         self._lose_all(kind, message)
 
     def _begin(self, kind: str, message: str, id: int | None = None) -> None:
-        self._faults.add(kind)
+        if kind != "observation_invalid":  # that was one request's, and does not last
+            self._faults.add(kind)
         self._tell(Failure(kind, message, id))
 
     def _over(self, kind: str, message: str) -> None:

@@ -103,8 +103,9 @@ class Service:
         seed: int | None = None,
         committed: NDArray[np.float64] | None = None,
         deadline_ms: float | None = None,
+        since: float | None = None,
     ) -> Asked:
-        """Ask for a chunk.
+        """Ask for a chunk; arrived, since: see `Job`.
 
         Raises:
             RequestError: there will be none.
@@ -126,7 +127,7 @@ class Service:
 
         wait_ms = self.config.deadline_ms if deadline_ms is None else deadline_ms
         deadline = None if wait_ms is None else arrived + wait_ms / 1e3
-        job = Job(obs, done, seed, committed, deadline, arrived)
+        job = Job(obs, done, seed, committed, deadline, arrived, since=since)
         self.metrics.seconds.labels("read").observe(time.monotonic() - arrived)
         self.engine.submit(job)
         return Asked(job, future)

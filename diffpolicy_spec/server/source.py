@@ -77,7 +77,10 @@ class Source:
     def engine(self, policy: DiffusionPolicy) -> Engine:
         """An engine for a policy."""
         config = self._config
-        return Engine(policy, self._sampler, max_chains=config.max_chains, finish_steps=config.finish_steps)
+        return Engine(
+            policy, self._sampler, max_chains=config.max_chains, finish_steps=config.finish_steps,
+            adaptive=config.adaptive,
+        )  # fmt: skip
 
     def first_observations(self) -> Sequence[Mapping[str, NDArray[Any]]]:
         """What is drawn from before the first client."""

@@ -104,7 +104,7 @@ def test_messages_that_are_none_are_told_and_many_in_a_row_close(server):
 
 
 def test_requests_under_way_share_their_calls_and_are_answered_by_id():
-    with serving(supersede=False) as server, raw(server) as socket:
+    with serving(supersede=False, adaptive=False) as server, raw(server) as socket:
         for id in range(5):
             ask(socket, {"type": "infer", "id": id, "obs": observation(id), "seed": id})
         answers = {one["id"]: one for one in (answer(socket) for _ in range(5))}
@@ -127,6 +127,33 @@ def test_a_newer_request_takes_the_place_of_one_that_was_not_begun(gated):
         assert (first["id"], first["error"]["kind"]) == (2, "superseded")
         gate.open()
         assert {answer(socket)["id"] for _ in range(2)} == {1, 3}
+
+
+def test_it_takes_its_place_in_the_queue_too(gated):
+    server, gate = gated
+    with raw(server) as first, raw(server) as second, raw(server) as third:
+        gate.shut()
+        ask(third, {"type": "infer", "id": 0, "obs": observation()})
+        assert gate.reached.wait(10)
+        for turn, (socket, waiting) in enumerate(((first, 1), (second, 2), (first, 2)), 1):
+            ask(socket, {"type": "infer", "id": turn, "obs": observation()})
+            until(lambda count=waiting: server._engine.waiting == count)
+        assert answer(first)["error"]["kind"] == "superseded"
+        until(lambda: server._engine.waiting == 2)
+        order: list[str] = []
+        submit = server._engine._engine.submit
+
+        def remember(obs, *, seed, **more):
+            order.append(str(seed))
+            return submit(obs, seed=seed, **more)
+
+        for job in server._engine._pending:
+            job.seed = int(job.arrived == min(one.arrived for one in server._engine._pending))
+        server._engine._engine.submit = remember
+        gate.open()
+        answers = [answer(socket)["id"] for socket in (first, second)]
+        assert answers == [3, 2]
+        assert order == ["0", "1"]  # the newer one, of the first connection, was begun first
 
 
 def test_reset_gives_up_what_is_under_way(gated):
