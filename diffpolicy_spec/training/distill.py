@@ -197,9 +197,9 @@ class _Watch:
         self._known = torch.zeros(B, K, dtype=torch.bool, device=prior.device)
         self.sizes, self.draft = running.sizes, running.draft
 
-    def begin(self, prior: Tensor) -> None:
-        self._running.begin(prior)
-        self._known.zero_()
+    def begin(self, prior: Tensor, chain: Tensor) -> None:
+        self._running.begin(prior, chain)
+        self._known[chain] = False
 
     def observe(self, window: Window, draft: Draft, m: Tensor, outcome: Outcome) -> None:
         self._running.observe(window, draft, m, outcome)
