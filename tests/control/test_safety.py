@@ -234,6 +234,7 @@ def test_an_emergency_stop_wins_over_everything() -> None:
     assert safety.fallback(0.55, "watchdog", "").source == "stop"
     driven(safety, [5.0], range(12, 40))
     assert safety.at_rest
+    assert safety.counts["emergency_stop", None] == 1
     with pytest.raises(RuntimeError, match=r"the red button.*reset first"):
         safety.resume()
     safety.stop("another stop takes nothing away")
@@ -333,6 +334,17 @@ def test_a_preview_is_what_will_be_sent_and_changes_nothing() -> None:
     np.testing.assert_array_equal(shown, sent)
     np.testing.assert_array_equal(shown, [one.command(wanted[n], n / HZ).action for n in range(10, 40)])
     assert one.preview(wanted[:0], 2.0).shape == (0, 2)
+
+
+def test_a_preview_before_the_first_command_begins_where_the_robot_is() -> None:
+    safety = Safety(SafetyConfig(velocity=1, position_from="q"), 1, HZ)
+    assert safety.preview(np.zeros((3, 1)), 0.0).shape == (0, 1)
+    safety.see(reading(0.0, q=[0.2]), 0.0)
+    assert safety.preview(np.zeros((3, 1)), 0.0)[:, 0] == pytest.approx([0.15, 0.1, 0.05])
+    assert safety.preview(np.full((3, 1), np.nan), 0.0).shape == (0, 1)
+    assert safety.state == "ready"
+    safety.stop("x")
+    assert safety.preview(np.zeros((3, 1)), 0.0).shape == (0, 1)
 
 
 def test_a_preview_with_a_step_of_its_own_keeps_the_limits_too() -> None:

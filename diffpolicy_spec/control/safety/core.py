@@ -70,6 +70,7 @@ class Safety:
         self._motion: Motion | None = None
         self._last: float | None = None
         self._stopping: str | None = None
+        self._halted: str | None = None
         self._emergency: str | None = None
         self._seen: Array | None = None
         self._stamp: float | None = None
@@ -148,7 +149,7 @@ class Safety:
             raise RuntimeError(f"an emergency stop is in force ({self._emergency}): reset first, then resume")
         if self._stopping is not None and self._motion is not None and self._motion.stands():
             self._motion = self._anew(self._motion)
-        self._stopping = None
+        self._stopping = self._halted = None
 
     def reset(self) -> None:
         """The robot was put elsewhere, at rest: forget where it was. An emergency stop becomes a stop."""
@@ -166,10 +167,8 @@ class Safety:
         motion = self._due(now)
         if motion is None and self._last is not None:
             return Command(None, "nothing")
-        if self._emergency is not None or self._stopping is not None:
-            kind = "stop" if self._emergency is None else "emergency_stop"
-            told += self._teller.tell(kind, now, str(self.reason))
-            return self._settle(motion, now, "stop", told)
+        if self.state == "stopped":
+            return self._halt(motion, now, told)
         fault = None
         if wanted is not None:
             fault = action_fault(wanted, self.action_dim)
@@ -197,8 +196,7 @@ class Safety:
             told += self._teller.tell(kind, now, partial(self._clamped, axis, wanted, action), axis)
         if len(broken) and self.config.on_limit == "stop":
             self._stopping = f"{self.limits.names[broken[0]]} ran into its {LIMITS[after.cause[broken[0]]]} limit"
-            told += self._teller.tell("stop", now, self._stopping)
-            return self._settle(motion, now, "stop", told)
+            return self._halt(motion, now, told)
         return self._sent(after, action, now, "wanted", told)
 
     def fallback(self, now: float, kind: str, message: str) -> Command:
@@ -207,12 +205,12 @@ class Safety:
         if motion is None:
             return Command(None, "nothing")
         told = self._teller.tell(kind, now, message)
-        if self.state == "stopped":
-            return self._settle(motion, now, "stop", told)
         return self._fallback(motion, now, told)
 
     def preview(self, wanted: Array, now: float, dt: float | None = None) -> Array:
-        """(n, Da): what would be commanded if (n, Da) were wanted one after another; changes nothing.
+        """(n, Da): what would be commanded if (n, Da) were wanted one after another; changes nothing, never raises for
+        what is wanted. Limits hold; rows that are no actions, and a stop, are the braking. Empty before the first
+        command, where there is nothing to begin with.
 
         Args:
             wanted: rows `dt` seconds apart; None: 1 / hz.
@@ -226,8 +224,8 @@ class Safety:
         for row in np.asarray(wanted, dtype=np.float64):
             fine = self.state != "stopped" and action_fault(row, self.action_dim) is None
             if motion is None:
-                if not fine:
-                    raise ValueError("nothing was sent yet, and the first row is not an action or the robot is stopped")
+                if not fine or (len(self._told) and self._seen is None):
+                    break
                 motion = self._start(row)
             motion, action = limit.step(motion, row) if fine else limit.brake(motion)
             rows.append(action)
@@ -297,15 +295,22 @@ class Safety:
         return None if age <= limit else f"the newest observation is {age:.0f} ms old, more than {limit:g}"
 
     def _fallback(self, motion: Motion | None, now: float, told: list[Intervention]) -> Command:
-        if self.config.action == "stop":
-            if self._stopping is None:
-                self._stopping = told[-1].message if told else "the safety action is stop"
-                told += self._teller.tell("stop", now, self._stopping)
-            return self._settle(motion, now, "stop", told)
+        if self.config.action == "stop" and self.state != "stopped":
+            self._stopping = told[-1].message if told else "the safety action is stop"
+        if self.state == "stopped":
+            return self._halt(motion, now, told)
         if motion is not None and self.config.action == "zero":
             after, action = self._filter.step(motion, np.zeros(self.action_dim))
             return self._sent(after, action, now, "zero", told)
         return self._settle(motion, now, "hold", told)
+
+    def _halt(self, motion: Motion | None, now: float, told: list[Intervention]) -> Command:
+        """A stop is one intervention, however long it lasts."""
+        kind = "stop" if self._emergency is None else "emergency_stop"
+        if self._halted != kind:
+            self._halted = kind
+            told += self._teller.tell(kind, now, str(self.reason))
+        return self._settle(motion, now, "stop", told)
 
     def _settle(self, motion: Motion | None, now: float, source: str, told: list[Intervention]) -> Command:
         if motion is None:
