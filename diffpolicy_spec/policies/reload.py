@@ -40,7 +40,10 @@ class Swapped:
     @property
     def message(self) -> str:
         """What happened, a sentence."""
-        return f"the checkpoint was replaced: {self.before.policy} -> {self.info.policy}"
+        told = f"the checkpoint was replaced: {self.before.policy} -> {self.info.policy}"
+        if self.before.sampler != self.info.sampler:
+            told += f", drawn by {self.info.sampler} instead of {self.before.sampler}"
+        return told
 
 
 @dataclass(frozen=True)

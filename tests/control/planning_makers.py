@@ -66,6 +66,14 @@ def broken_once(mark: str):
     return plain()
 
 
+def broken_while(mark: str):
+    """Obedient, but not while there is a file `mark`; it removes it."""
+    if Path(mark).exists():
+        Path(mark).unlink()
+        raise ValueError("not now")
+    return obedient()
+
+
 def slow_start():
     time.sleep(3600)
 

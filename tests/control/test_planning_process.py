@@ -233,6 +233,17 @@ def test_a_worker_that_cannot_begin_is_tried_again(tmp_path):
         assert planner.info == makers.INFO
 
 
+def test_all_that_was_told_is_told_to_be_over(make, tmp_path):
+    planner = make(partial(makers.broken_while, str(tmp_path / "mark")))
+    (tmp_path / "mark").touch()
+    planner.submit(request(0, 5))
+    died, failed, *over = answers(planner, 4)
+    assert (died.kind, died.id) == ("worker_died", 0)
+    assert (failed.kind, failed.id) == ("worker_failed", None)
+    assert "not now" in failed.message
+    assert [(f.kind, f.recovered) for f in over] == [("worker_died", True), ("worker_failed", True)]
+
+
 def test_a_worker_that_does_not_get_ready_is_killed():
     with ProcessPlanner(make=makers.slow_start, start_s=0.5) as planner:
         pid = until(lambda: planner.pid)

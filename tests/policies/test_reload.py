@@ -170,6 +170,15 @@ def test_a_sampler_the_new_one_cannot_serve_is_refused(path):
     assert "num_inference_steps" in refused.message
 
 
+def test_another_sampler_is_told(path):
+    hand = Hand()
+    watch = WatchedPolicy(path, clock=hand)
+    scheduler = {**watch.policy.scheduler_config, "_class_name": "DDIMScheduler"}
+    tiny_policy(1, scheduler=scheduler, num_inference_steps=10).save(path)
+    (swapped,) = polled(watch, hand)
+    assert swapped.message.endswith(", drawn by ddim, 10 steps, eta 0 instead of speculative, 100 steps")
+
+
 def test_formats_of_others_are_watched_as_well(tmp_path):
     folder = tmp_path / "policy"
     write_lerobot(tiny_policy(0), folder)

@@ -98,7 +98,8 @@ class ProcessPlanner:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._threads: list[threading.Thread] = []
-        self._pause, self._down, self._failing = _FIRST_PAUSE_S, "", False
+        self._pause, self._failing = _FIRST_PAUSE_S, False
+        self._down: list[str] = []  # what has been told since there was a worker
 
     def start(self) -> None:
         """Start the worker; `ready` says when it is.
@@ -193,7 +194,8 @@ class ProcessPlanner:
         if self._desk.ended:
             return
         message = f"{why}; another one is started in {self._pause:.1f} s"
-        self._down = kind
+        if kind not in self._down:
+            self._down.append(kind)
         if self._desk.lock(kind, message) is None:
             self._desk.tell(Failure(kind, message))
 
@@ -225,9 +227,9 @@ class ProcessPlanner:
         kind, desk = message[0], self._desk
         if kind == "ready":
             self._info, self._socket = message[1], worker
-            if self._down:
-                desk.tell(Failure(self._down, "the worker is back, and warmed up", recovered=True))
-                self._down = ""
+            for over in self._down:
+                desk.tell(Failure(over, "the worker is back, and warmed up", recovered=True))
+            self._down.clear()
             desk.unlock()
         elif kind == "plan":
             self._pause = _FIRST_PAUSE_S
