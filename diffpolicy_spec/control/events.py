@@ -15,8 +15,8 @@ __all__ = [
 ]  # fmt: skip
 
 SOURCES = ("chunk", "old_chunk", "hold", "zero", "stop", "nothing")
-"""Where a command comes from: the newest chunk; an older one, because the newest is late; the safety action. "nothing":
-none was sent, before the first."""
+"""Where a command comes from: the newest chunk; the one before, while the newest is being made; the safety action.
+"nothing": none was sent: before the first, or because sending failed."""
 
 INTERVENTIONS = (
     "position_limit", "velocity_limit", "acceleration_limit", "jerk_limit", "nonfinite_action", "wrong_action",

@@ -137,7 +137,10 @@ class ControlLoop:
     def run(self, duration: float | None = None, *, signals: bool = True) -> None:
         """Run until `stop`, or for `duration` s; then come to rest.
 
+        A stop of a run before is over with that run; an emergency stop is not.
+
         Args:
+            duration: from now, so with the planner's warm-up.
             signals: in a process's main thread, SIGINT and SIGTERM stop the loop; the second is the emergency stop.
 
         Raises:
@@ -170,7 +173,11 @@ class ControlLoop:
                 self._running.release()
 
         self._thread = threading.Thread(target=target, name="control loop", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._running.release()
+            raise
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for a started loop's end; whether it has ended. What it raised is raised here."""
@@ -185,9 +192,10 @@ class ControlLoop:
 
     def close(self) -> None:
         """Stop if it runs, and close planner and robot."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._running.locked():
             self.stop("closed")
-            self.join(_LONGEST_STOP + 1)
+            if self._running.acquire(timeout=_LONGEST_STOP + 1):
+                self._running.release()
         self.planner.close()
         close = getattr(self.robot, "close", None)
         if close is not None:

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loop_world import DT, HZ, INFO, TA, Listener, P, Setting
 
 from diffpolicy_spec.control import Failure, Plan, SafetyConfig, next_actions
@@ -334,3 +336,40 @@ def test_a_chunk_does_not_end_what_the_robot_complains_of():
     setting.run(5.0)
     lost = [(f.recovered, f.message) for f in setting.listener.faults if f.kind == "connection_lost"]
     assert lost == [(False, "no connection to the arm"), (True, "connected")]
+
+
+# Anything at all
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    latencies=st.lists(st.one_of(st.none(), st.floats(0, 1.2)), min_size=1, max_size=12),
+    lost=st.floats(0, 0.5),
+    jumps=st.lists(st.tuples(st.floats(0.1, 7.9), st.floats(-100, 100)), max_size=2),
+    settings_=st.fixed_dictionaries({
+        "control_hz": st.sampled_from([10.0, 20.0, 50.0]), "policy_hz": st.just(20.0),
+        "interpolation": st.sampled_from(["nearest", "linear"]),
+        "blend": st.sampled_from(["newest", "crossfade", "ensemble"]), "lead_ms": st.sampled_from([0.0, 30.0]),
+        "n_action_steps": st.sampled_from([1, 4, 8, 15]), "freeze": st.booleans(),
+        "meanwhile": st.sampled_from(["continue", "hold"]),
+    }),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_whatever_comes_when_there_is_a_command_each_period_and_no_action_at_a_wrong_time(
+    latencies, lost, jumps, settings_, seed
+):
+    rng = np.random.default_rng(seed)
+    setting = Setting(lambda n: latencies[n % len(latencies)], **settings_)
+    read = setting.robot.read
+    setting.robot.read = lambda: None if rng.random() < lost else read()
+    for time, offset in jumps:
+        setting.world.at(1000 + time, lambda offset=offset: setattr(setting.robot, "offset", offset))
+    setting.run(8.0)
+    ticks = setting.listener.ticks
+    assert [t.index for t in ticks] == list(range(len(ticks)))
+    sent = [t for t in ticks if t.source != "nothing"]
+    assert sent == ticks[len(ticks) - len(sent) :], "from the first command on there is one each period"
+    for tick in ticks:
+        if tick.source in ("chunk", "old_chunk"):
+            assert abs(tick.action[1] - tick.time - 1e-3 * settings_["lead_ms"]) <= DT / 2 + 1e-6
+    assert len(setting.planner.requests) <= len(ticks)
