@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +48,8 @@ PARAMETERS: Mapping[str, Any] = {
 `settings`: more of that file, as ["nice=0", "sampler=ddim10"]."""
 
 WATCH_S = 0.5
+ANSWER_S = 0.2
+"""Until the process ends: who asked for the shutdown gets an answer."""
 
 
 def settings_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,6 +225,7 @@ def main(args: Sequence[str] | None = None) -> None:
         while not node.finished.wait(0.2) and rclpy.ok() and spinning.is_alive():
             pass
         node.let_go()
+    time.sleep(ANSWER_S)
     executor.shutdown()
     rclpy.try_shutdown()
     spinning.join(5)

@@ -3,9 +3,10 @@
     ros2 launch PATH/bridge.launch.py contract:=arm.yaml policy:=outputs/policy autostart:=true
 
 PATH: python -c "import diffpolicy_spec.ros as r; print(r.__path__[0])"/launch. The node runs in the Python that
-`python` names, or in the one that runs this: it has to have both diffpolicy_spec and ROS 2.
+`python` names, or in the shell's python3, as of a virtual environment: it has to have diffpolicy_spec and ROS 2.
 """
 
+import shutil
 import sys
 
 from launch import LaunchDescription
@@ -59,7 +60,9 @@ def generate_launch_description() -> LaunchDescription:
             *(DeclareLaunchArgument(name, default_value=d, description=text) for name, (d, text) in ARGUMENTS.items()),
             DeclareLaunchArgument("name", default_value="policy_bridge", description="of the node"),
             DeclareLaunchArgument("namespace", default_value="", description="of the node"),
-            DeclareLaunchArgument("python", default_value=sys.executable, description="that runs it"),
+            DeclareLaunchArgument(
+                "python", default_value=shutil.which("python3") or sys.executable, description="that runs it"
+            ),
             RegisterEventHandler(configured),
             node,
             change(Transition.TRANSITION_CONFIGURE),
