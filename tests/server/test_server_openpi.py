@@ -171,3 +171,27 @@ def test_a_client_that_goes_while_it_waits_frees_its_place(gated):
     gate.open()
     until(lambda: server._engine.under_way == 0)
     assert total(server, "errors_total", kind="cancelled") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_real_client_lifts_the_cube(steps):
+    """The shipped policy by openpi's client and broker, one observation a request or two, as plain evaluation does."""
+    from diffpolicy_spec.envs import make_env
+
+    lifted = 0
+    with serving("lift") as server, make_env("lift", action_repr="absolute_rot6d") as env:
+        for seed in range(100_000, 100_005):
+            broker = ActionChunkBroker(openpi(server), action_horizon=8)
+            observed, _ = env.reset(seed=seed)
+            before = observed
+            for _ in range(400):
+                keys = server.info.obs_dims
+                stacks = {key: np.stack([before[key], observed[key]]) for key in keys}
+                action = broker.infer(stacks if steps == 2 else {key: observed[key] for key in keys})["actions"]
+                before = observed
+                observed, reward, *_ = env.step(action)
+                if reward >= 1:
+                    lifted += 1
+                    break
+    assert lifted >= 4
