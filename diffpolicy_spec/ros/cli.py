@@ -125,6 +125,7 @@ def node_of(cfg: Mapping[str, Any]) -> tuple[BridgeNode, list[Subscriber]]:
         str(cfg["url"]),
         contract.ros,
         headers={str(key): str(value) for key, value in (cfg["headers"] or {}).items()},
+        tls_ca=cfg["tls_ca"],
         max_message_bytes=cfg["max_message_bytes"] or ((8 << 20) if images else (1 << 20)),
         ping_s=float(cfg["ping_s"]),
         pong_s=float(cfg["pong_s"]),

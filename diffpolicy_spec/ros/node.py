@@ -68,7 +68,8 @@ class BridgeNode:
         self._beat_every = max(1, round(contract.control.control_hz / heartbeat.hz)) if heartbeat else 0
         for service, handler in handlers(self).items():
             transport.advertise_service(contract.services[service], TRIGGER, handler)
-        self._was_connected = False
+        self._was_connected = self._anew = False
+        transport.on_disconnect(self._disconnected)
         transport.on_connect(self._connected)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._report, name="diagnostics", daemon=True)
@@ -144,9 +145,9 @@ class BridgeNode:
         self.emergency = None
         return "reset: call start to go on"
 
-    def emergency_stop(self) -> str:
+    def emergency_stop(self, reason: str = "asked to by service") -> str:
         """Come to rest and stay, until `reset` and then `start`."""
-        self.emergency = "asked to by service"
+        self.emergency = reason
         self.loop.emergency_stop(self.emergency)
         return "emergency stop: call reset, then start to go on"
 
@@ -201,11 +202,25 @@ class BridgeNode:
 
     # Inside
 
+    def _disconnected(self, reason: str) -> None:
+        # The loop goes on. Where it is when the connection is back, the robot is not: nothing of it may be sent then.
+        self._anew = False
+        self.robot.commands.hold_back()
+
     def _connected(self) -> None:
         if self._was_connected and self.emergency is None:
             # What the loop has commanded meanwhile nobody got. A latched stop stays: there the robot is at rest anyway.
             self.loop.reset()
+            self._anew = True
+        else:
+            self.robot.commands.let_go()
         self._was_connected = True
+
+    def _began_anew(self) -> None:
+        """The loop has sent nothing in a period since it was to forget: it commands from where the robot is, now."""
+        if self._anew:
+            self._anew = False
+            self.robot.commands.let_go()
 
     def _note(self, message: str) -> None:
         with self._note_lock:
@@ -251,6 +266,8 @@ class _Events(Subscriber):
     def on_tick(self, event: Tick) -> None:
         node = self._node
         node._meet()
+        if event.action is None:
+            node._began_anew()
         if self._promises:
             # A chunk is published as a whole when its commands are: not while the safety action is sent instead.
             following = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import threading
 import time as _time
 from collections.abc import Callable, Mapping
@@ -51,12 +52,14 @@ class RoslibTransport:
         url: as ws://127.0.0.1:9090 or wss://host:443/path; a wss server's certificate is verified.
         ros: 1 or 2.
         headers: more HTTP headers of the handshake.
+        tls_ca: PEM file of the certificates a wss server's has to be signed by; None: those the system trusts.
         max_message_bytes: a larger message is not read: a fragmented one is dropped, any other ends the connection.
         ping_s, pong_s: a server that was silent for ping_s is pinged; one that does not answer within pong_s is gone.
         backoff_s: (first, longest) wait before connecting again.
 
     Raises:
-        ValueError: no url of a websocket.
+        ValueError: no url of a websocket, or tls_ca has no certificate.
+        OSError: tls_ca cannot be read.
         ImportError: roslibpy is not installed.
         RuntimeError: the reactor was stopped by somebody else.
     """
@@ -67,6 +70,7 @@ class RoslibTransport:
         ros: int = 2,
         *,
         headers: Mapping[str, str] | None = None,
+        tls_ca: str | None = None,
         max_message_bytes: int = 8 << 20,
         ping_s: float = 1.0,
         pong_s: float = 2.0,
@@ -89,7 +93,9 @@ class RoslibTransport:
         self._gone = threading.Event()
         self._gone.set()
         self._flushed = threading.Event()
-        self._reactor, self._factory = _start(self, parts, headers, ping_s, pong_s, backoff_s)
+        self._unreachable = False
+        context = _trust(parts.hostname, tls_ca) if parts.scheme == "wss" else None
+        self._reactor, self._factory = _start(self, context, headers, ping_s, pong_s, backoff_s)
 
     # Of Transport
 
@@ -191,7 +197,7 @@ class RoslibTransport:
             protocol.sendClose()
             return
         self._gone.clear()
-        self._protocol = protocol
+        self._protocol, self._unreachable = protocol, False
         for topic, (type_, queue) in self._topics.items():
             self._send(self._advertise(topic, type_, queue))
         for name, (type_, _) in self._services.items():
@@ -200,6 +206,12 @@ class RoslibTransport:
             self._send(self._subscribe(topic, made))
         for callback in list(self._connect_callbacks):
             self._guarded(callback)
+
+    def unreachable(self, reason: str) -> None:
+        """It could not connect; it goes on trying."""
+        if not self._unreachable and not self._closed:
+            self._unreachable = True
+            self._problem(f"{self.url} cannot be reached: {reason}", "connection_lost")
 
     def lost(self, protocol: Any, reason: str) -> None:
         """The connection has ended."""
@@ -299,9 +311,9 @@ class RoslibTransport:
             return False
         return self._flushed.wait(timeout) and self.connected
 
-    def _problem(self, message: str) -> None:
+    def _problem(self, message: str, kind: str = "bad_message") -> None:
         for callback in list(self._problem_callbacks):
-            self._guarded(callback, "bad_message", message)
+            self._guarded(callback, kind, message)
 
     def _guarded(self, callback: Callable[..., None], *args: Any) -> None:
         try:
@@ -321,7 +333,7 @@ class RoslibTransport:
 
 def _start(
     owner: RoslibTransport,
-    parts: Any,
+    context: Any,
     headers: Mapping[str, str] | None,
     ping_s: float,
     pong_s: float,
@@ -337,6 +349,8 @@ def _start(
     disconnected = require("autobahn.exception", "ros", NEEDED_BY).Disconnected
 
     class Protocol(protocol_base):
+        reader: FrameReader | None = None
+
         def onOpen(self) -> None:
             self.reader = FrameReader(owner._max_bytes)
             self.heard, self.pinged = _time.monotonic(), False
@@ -363,7 +377,13 @@ def _start(
             reactor.callLater(min(ping_s, pong_s) / 4, self.look)
 
         def onMessage(self, payload: bytes, isBinary: bool) -> None:
+            assert self.reader is not None
             owner.received(self.reader, payload, isBinary)
+
+        def connectionLost(self, reason: Any) -> None:
+            if self.reader is None:
+                owner.unreachable(reason.getErrorMessage())
+            super().connectionLost(reason)
 
         def onClose(self, wasClean: bool, code: int, reason: str) -> None:
             owner.lost(self, self.wasNotCleanReason or reason or "closed by the server")
@@ -383,6 +403,10 @@ def _start(
         maxDelay = backoff_s[1]
         factor = 2.0
 
+        def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
+            owner.unreachable(reason.getErrorMessage())
+            super().clientConnectionFailed(connector, reason)
+
     factory = Factory(owner.url, headers=dict(headers or {}))
     factory.setProtocolOptions(
         openHandshakeTimeout=5,
@@ -392,9 +416,6 @@ def _start(
         tcpNoDelay=True,
         utf8validateIncoming=False,  # the JSON decoder does
     )
-    context = None
-    if parts.scheme == "wss":  # autobahn's own default does not look at certificates
-        context = require("twisted.internet.ssl", "ros", NEEDED_BY).optionsForClientTLS(parts.hostname)
 
     def connect() -> None:
         factory.connector = websocket.connectWS(factory, context, timeout=5)
@@ -412,3 +433,20 @@ def _start(
             )
     reactor.callFromThread(connect)
     return reactor, factory
+
+
+def _trust(host: str, tls_ca: str | None) -> Any:
+    """A TLS context that looks at the server's certificate, which autobahn's own default does not."""
+    ssl = require("twisted.internet.ssl", "ros", NEEDED_BY)
+    if tls_ca is None:
+        return ssl.optionsForClientTLS(host)
+    with open(tls_ca, "rb") as file:
+        pem = file.read(1 << 20)
+    blocks = re.findall(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.DOTALL)
+    try:
+        certificates = [ssl.Certificate.loadPEM(block) for block in blocks]
+    except Exception as error:
+        raise ValueError(f"tls_ca {tls_ca}: a certificate cannot be read: {error}") from None
+    if not certificates:
+        raise ValueError(f"tls_ca {tls_ca} has no certificate in PEM")
+    return ssl.optionsForClientTLS(host, trustRoot=ssl.trustRootFromCertificates(certificates))

@@ -1,11 +1,14 @@
 """rosbridge on real sockets: what is asked for, what comes, and what happens when the line does."""
 
+import datetime
 import json
+import ssl
 import threading
 import time
 
 import pytest
 from rosbridge_server import RosbridgeServer
+from websockets.sync.server import serve
 
 from diffpolicy_spec.ros.roslib_transport import RoslibTransport
 from diffpolicy_spec.ros.transport import Transport, type_name
@@ -292,3 +295,81 @@ def test_names_of_types():
             type_name(wrong, 2)
     with pytest.raises(ValueError, match="1 or 2"):
         type_name("a/B", 3)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """(cert, key) PEM files for localhost, signed by itself."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
+    made = made.not_valid_after(now + datetime.timedelta(hours=1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False).sign(
+        key, hashes.SHA256()
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    options = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(*options))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_tls_is_spoken_and_certificates_are_looked_at(certificate):
+    cert, key = certificate
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    asked, told, heard = threading.Event(), [], threading.Event()
+
+    def handle(connection) -> None:
+        if connection.request.headers.get("X-Robot") == "arm" and "advertise" in connection.recv():
+            asked.set()
+
+    def tell(kind, message) -> None:
+        told.append((kind, message))
+        heard.set()
+
+    with serve(handle, "localhost", 0, ssl=context) as server:
+        url = f"wss://localhost:{server.socket.getsockname()[1]}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stranger = RoslibTransport(url, backoff_s=(0.05, 0.1))
+        stranger.on_problem(tell)
+        assert heard.wait(10)
+        assert told[0][0] == "connection_lost"
+        assert "cannot be reached" in told[0][1]
+        assert "certificate verify failed" in told[0][1]
+        assert not stranger.connected
+        stranger.close()
+        friend = RoslibTransport(url, headers={"X-Robot": "arm"}, tls_ca=str(cert))
+        friend.advertise("/out", "std_msgs/Header")
+        assert asked.wait(10)
+        friend.close()
+        server.shutdown()
+
+
+def test_a_file_without_certificates_is_told(certificate, tmp_path):
+    (tmp_path / "ca.pem").write_text("none")
+    with pytest.raises(ValueError, match="has no certificate"):
+        RoslibTransport("wss://localhost:1", tls_ca=str(tmp_path / "ca.pem"))
+    with pytest.raises(FileNotFoundError):
+        RoslibTransport("wss://localhost:1", tls_ca=str(tmp_path / "none.pem"))
+
+
+def test_a_server_that_cannot_be_reached_is_told_once_until_it_was():
+    line = Line()
+    try:
+        line.wait(lambda: line.connections)
+        line.server.stop()
+        line.wait(lambda: line.told)
+        kind, message = line.told[0]
+        assert kind == "connection_lost"
+        assert "cannot be reached: Connection was refused" in message
+        time.sleep(0.5)  # several more attempts
+        assert len(line.told) == 1
+    finally:
+        line.close()
