@@ -163,13 +163,13 @@ def test_bytes_come_in_as_base64_or_as_numbers(server, wire):
 
 
 def test_a_queue_keeps_the_newest_and_gives_them_at_its_rate(server, wire):
-    subscribed(server, wire, "/x", throttle_rate=150, queue_length=2)
+    subscribed(server, wire, "/x", throttle_rate=500, queue_length=2)
     for value in range(6):
         server.publish("/x", "std_msgs/Float64", {"data": float(value)})
     began = time.monotonic()
     values = [wire.frame()["msg"]["data"] for _ in range(3)]
     assert values[-2:] == [4.0, 5.0]
-    assert time.monotonic() - began >= 0.29
+    assert time.monotonic() - began >= 0.95
     assert wire.quiet()
     assert server.counts["queue_full"] == 6 - len(values)
 
