@@ -62,6 +62,7 @@ class Commands:
         self._pending: tuple[Array, float] | None = None
         self._last: tuple[Array, float] | None = None
         self._lock = threading.Lock()
+        self._held = False
         self.counts: Counter[str] = Counter(sent=0, not_sent=0, trajectories=0)
 
     def send(self, action: Array, time: float, *, later: bool = False) -> None:
@@ -76,6 +77,9 @@ class Commands:
         """
         action = np.asarray(action, dtype=np.float64)
         with self._lock:
+            if self._held:
+                self.counts["not_sent"] += 1
+                return
             messages = []
             broken = False
             for output, publish in self._publish:
@@ -116,6 +120,15 @@ class Commands:
                 message = standstill(output)
                 if message is not None:
                     self._count(publish(message))
+
+    def hold_back(self) -> None:
+        """Publish no more commands, until `let_go`: those there are were made for a robot that may be elsewhere."""
+        with self._lock:
+            self._held = True
+
+    def let_go(self) -> None:
+        """Publish commands again."""
+        self._held = False
 
     def forget(self) -> None:
         """What was published before does not count: after a lost connection nobody knows who has it."""

@@ -91,7 +91,9 @@ def check_stream(sent: Sequence[Sent], ticks: Sequence[Tick], hz: float, safety:
     apart = np.round(np.diff(_times(sent, ticks)) * hz)
     begins = [0, *(np.flatnonzero(apart > 1) + 1).tolist(), len(sent)]
     for begin, end in pairwise(begins):
-        before = actions[begin - 1] if begin else np.zeros_like(actions[0])  # where the robot stands at first
+        before = sent[begin].place
+        if before is None:
+            before = actions[begin - 1] if begin else np.zeros_like(actions[0])  # where the robot stands at first
         run = np.concatenate([[before] * 3, actions[begin:end]])
         v = np.diff(run, axis=0) * hz
         a = np.diff(v, axis=0) * hz

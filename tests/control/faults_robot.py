@@ -18,12 +18,19 @@ KEYS = {"joints": AXES, "goal": 2}
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """A command. at: `time.monotonic`, when it came; time: what it is for, on the robot's clock; thread: the sender."""
+    """A command.
+
+    Attributes:
+        at: `time.monotonic`, when it came; time: what it is for, on the robot's clock.
+        thread: name of the sender's.
+        place: where the robot stands, if that is not what was commanded before.
+    """
 
     at: float
     time: float
     action: np.ndarray
     thread: str
+    place: np.ndarray | None = None
 
 
 class NumericRobot:
@@ -53,10 +60,10 @@ class NumericRobot:
         goal = np.array([np.sin(0.3 * now), np.cos(0.3 * now)])
         return Observation(stamp, {"joints": self._joints.copy(), "goal": goal})
 
-    def send(self, action: np.ndarray, time: float) -> None:
+    def send(self, action: np.ndarray, time: float, place: np.ndarray | None = None) -> None:
         at = _monotonic()
         with self._lock:
-            self.sent.append(Sent(at, time, np.array(action), threading.current_thread().name))
+            self.sent.append(Sent(at, time, np.array(action), threading.current_thread().name, place))
             self._joints = np.array(action)
 
     def stop(self) -> None:
