@@ -152,12 +152,15 @@ class Client:
             TimeoutError: no answer in time.
             CodecError: something that cannot be sent, or an answer that cannot be read.
         """
-        answer = self._ask(
-            infer_request(self._new_id(), obs, deadline_ms=deadline_ms, committed=committed, seed=seed), timeout
-        )
+        options = {"deadline_ms": deadline_ms, "committed": committed, "seed": seed}
+        return self.infer_chunk(obs, timeout=timeout, **options).plan
+
+    def infer_chunk(self, obs: Mapping[str, NDArray[Any]], *, timeout: float | None = None, **options: Any) -> Chunk:
+        """As `infer`, with what else the server says: where the time went, with how many chunks it shared calls."""
+        answer = self._ask(infer_request(self._new_id(), obs, **options), timeout)
         if not isinstance(answer, Chunk):
             raise CodecError(f"asked for a chunk, got {answer}")
-        return answer.plan
+        return answer
 
     def reset(self) -> None:
         """A new episode: the server forgets this connection's history and what is under way."""
