@@ -60,18 +60,26 @@ class SimRobot:
         Raises:
             SimDiedError: the simulator's process is gone.
         """
-        newest: bytes | None = None
+        readings = self.readings()
+        return readings[-1] if readings else None
+
+    def readings(self) -> list[Observation]:
+        """All readings since the last call, oldest first.
+
+        Raises:
+            SimDiedError: the simulator's process is gone.
+        """
+        messages: list[bytes] = []
         try:
             while True:
-                newest = self._link.recv(_LARGEST)
+                messages.append(self._link.recv(_LARGEST))
         except BlockingIOError:
             pass
         except OSError as error:
-            raise SimDiedError(f"the simulator's process is gone ({error})") from error
-        if newest is None:
-            return None
-        stamp, values = pickle.loads(newest)
-        return Observation(stamp + self.clock_offset, values)
+            if not messages:
+                raise SimDiedError(f"the simulator's process is gone ({error})") from error
+        found = (pickle.loads(message) for message in messages)
+        return [Observation(stamp + self.clock_offset, values) for stamp, values in found]
 
     def wait(self, timeout: float) -> bool:
         """Wait until a reading is there, `timeout` s at most; whether one is. A loop does not need it."""

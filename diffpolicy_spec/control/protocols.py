@@ -34,9 +34,11 @@ class Robot(Protocol):
     """Any robot: two methods, neither of which waits for anything.
 
     A robot may also have `now()`, s on its clock; without it the loop learns the offset of the clocks from the
-    readings, and takes the smallest delay it has seen for none. `failures()`: what failed since the last call, a
-    sequence of Failure, to be told as faults ("connection_lost" lasts until one says it is over). And `stop()`, called
-    once when it is to stop for good, and `close()`.
+    readings, and takes the smallest delay it has seen for none. `readings()`: all readings since the last call, oldest
+    first, in the place of `read`: a loop whose periods are as long as the sensors' finds two in one period and none in
+    the next. `failures()`: what failed since the last call, a sequence of Failure, to be told as faults
+    ("connection_lost" lasts until one says it is over). And `stop()`, called once when it is to stop for good, and
+    `close()`.
     """
 
     def read(self) -> Observation | None:

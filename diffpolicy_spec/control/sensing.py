@@ -16,6 +16,7 @@ from diffpolicy_spec.control.protocols import Failure, Observation, PolicyInfo, 
 __all__ = ["Sensing"]
 
 _LEAST_LATE = 0.02
+_MOST = 64  # readings of a period
 
 
 class Sensing:
@@ -75,7 +76,8 @@ class Sensing:
             if tells is not None:
                 robot_now = float(tells())
             after = self._clock()
-            observation = self._robot.read()
+            every = getattr(self._robot, "readings", None)
+            observations = [self._robot.read()] if every is None else list(every())[-_MOST:]
             complains = getattr(self._robot, "failures", None)
             failures: Sequence[Failure] = () if complains is None else complains()
         except Exception as error:
@@ -86,8 +88,9 @@ class Sensing:
             self._failed(failure, now)
         if robot_now is not None and math.isfinite(robot_now) and self.clock_map.synchronise(robot_now, before, after):
             self._jumped(now)
-        if observation is not None:
-            self._take(observation, now)
+        for observation in observations:
+            if observation is not None:
+                self._take(observation, now)
 
     def _failed(self, failure: Failure, now: float) -> None:
         if failure.recovered:

@@ -257,3 +257,26 @@ def test_drift_is_followed():
     assert "clock_jump" not in setting.loop.fault_counts
     for when, time, _ in setting.robot.sent:
         assert time - 1.001 * when == pytest.approx(0.0, abs=0.011)
+
+
+def test_all_readings_of_a_period_are_taken_where_a_robot_gives_them():
+    """Sensors as fast as the loop, a little early or late: two readings in one period, none in the next."""
+    setting = Setting(0.02)
+    world = setting.world
+    told = [1000.0]
+
+    def readings():
+        jitter = 0.004 * np.sin(7.0 * world.now)
+        found = []
+        while told[-1] + 0.05 <= world.now + jitter:
+            told.append(told[-1] + 0.05)
+            found.append(Observation(told[-1], {"pos": np.array([told[-1], 0.0])}))
+        return found
+
+    setting.robot.readings = readings
+    setting.robot.now = world.clock
+    setting.run(20.0)
+    assert "observation_lost" not in setting.loop.fault_counts
+    assert len(setting.planner.requests) > 45
+    for request in setting.planner.requests[1:]:
+        assert np.diff(request.obs["pos"][:, 0]) == pytest.approx([0.05])
