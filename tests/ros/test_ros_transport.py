@@ -112,7 +112,7 @@ def test_a_frame_too_large_ends_the_connection_which_comes_back(line):
     line.server.send_raw("x" * (4 * SMALL))
     line.wait(lambda: line.lost and line.told)
     assert line.told[0] == ("bad_message", "a message of more than 65536 bytes: the connection is made anew")
-    line.server.wait_for(lambda: line.server.subscriptions("/in"))
+    line.server.wait_for(lambda: line.server.counts["connections"] == 2 and line.server.subscriptions("/in"))
     line.say("/in", {"data": [1.0]})
     line.wait(lambda: line.got)
 
