@@ -7,67 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffpolicy_spec.control.protocols import PolicyInfo
-from diffpolicy_spec.policies.errors import ObservationError
+from diffpolicy_spec.server.jobs import OVER, UNDER_WAY, WAITING, Job, Outcome, refusal_of, turn_of
 from diffpolicy_spec.server.observations import RequestError
 
 if TYPE_CHECKING:
     from diffpolicy_spec.policies.engine import Engine, Finished
 
-__all__ = ["EngineThread", "Job", "Outcome"]
+__all__ = ["EngineThread"]
 
 _LOG = logging.getLogger("diffpolicy_spec.server")
-
-WAITING, UNDER_WAY, OVER = "waiting", "under way", "over"
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """How a job ended.
-
-    Attributes:
-        finished: the engine's result, None with an error.
-        error: why there is no chunk.
-        policy: name of the weights.
-        queue_ms: from its arrival until it began; sampling_ms: until it was done.
-    """
-
-    finished: Finished | None
-    error: RequestError | None
-    policy: str
-    queue_ms: float
-    sampling_ms: float
-
-
-@dataclass(eq=False)
-class Job:
-    """A chunk that is asked for.
-
-    Attributes:
-        obs, seed, committed, deadline: see `Engine.submit`.
-        done: called once with the outcome, in the engine's thread.
-        arrived, begun: s, time.monotonic.
-        since: s, from when on it waits for its turn: earlier than it arrived where it took another one's place.
-    """
-
-    obs: Mapping[str, NDArray[Any]]
-    done: Callable[[Outcome], None]
-    seed: int | None = None
-    committed: NDArray[np.float64] | None = None
-    deadline: float | None = None
-    arrived: float = field(default_factory=time.monotonic)
-    begun: float = float("nan")
-    since: float | None = None
-    state: str = WAITING
-    ticket: int = -1
-    policy: str = ""
-
 
 class EngineThread:
     """Runs an engine.
@@ -173,7 +127,7 @@ class EngineThread:
                 self._dropped.append(job)
                 self._wake.notify()
             job.state = OVER
-        job.done(_failed(job, error))
+        job.done(Outcome(None, error, job.policy, float("nan"), float("nan")))
         return True
 
     def swap(self, policy: Any, info: PolicyInfo) -> Future[None]:
@@ -234,7 +188,7 @@ class EngineThread:
             commands, self._commands = self._commands, []
             # What is dropped in this round frees its place in the next one.
             places = self._max_chains - len(self._running)
-            begin = sorted(self._pending, key=_turn)[:places]
+            begin = sorted(self._pending, key=turn_of)[:places]
             for job in begin:
                 self._pending.remove(job)
                 job.state = UNDER_WAY
@@ -261,7 +215,7 @@ class EngineThread:
         try:
             job.ticket = self._engine.submit(job.obs, seed=job.seed, committed=job.committed, deadline=job.deadline)
         except Exception as error:
-            self._answer(job, None, _refusal(error))
+            self._answer(job, None, refusal_of(error))
         else:
             self._running[job.ticket] = job
 
@@ -270,7 +224,7 @@ class EngineThread:
         if job is None:  # it was dropped meanwhile
             return
         if finished.error is not None:
-            self._answer(job, None, _refusal(finished.error))
+            self._answer(job, None, refusal_of(finished.error))
         elif finished.action_pred is None or not np.isfinite(finished.action_pred).all():
             self._answer(job, None, RequestError("internal", "the policy's chunk is not finite"))
         else:
@@ -310,11 +264,6 @@ class EngineThread:
             done.cancel()
 
 
-def _turn(job: Job) -> tuple[float, float]:
-    """Who has to be first is first; else who came first."""
-    return np.inf if job.deadline is None else job.deadline, job.arrived if job.since is None else job.since
-
-
 def _do(command: Callable[[], None], done: Future[None]) -> None:
     try:
         command()
@@ -322,18 +271,3 @@ def _do(command: Callable[[], None], done: Future[None]) -> None:
         done.set_exception(error)
     else:
         done.set_result(None)
-
-
-def _refusal(error: Exception) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, ObservationError):
-        return RequestError("bad_observation", str(error))
-    if isinstance(error, ValueError):
-        return RequestError("bad_request", str(error))
-    _LOG.error("a chunk failed", exc_info=error)
-    return RequestError("internal", f"{type(error).__name__}: {error}")
-
-
-def _failed(job: Job, error: RequestError) -> Outcome:
-    return Outcome(None, error, job.policy, float("nan"), float("nan"))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from diffpolicy_spec.control.protocols import PlanCost, PolicyInfo
 from diffpolicy_spec.server.codec import pack
 from diffpolicy_spec.server.config import ServerConfig
-from diffpolicy_spec.server.engine_thread import EngineThread, Job, Outcome
+from diffpolicy_spec.server.engine_thread import EngineThread
+from diffpolicy_spec.server.jobs import Job, Outcome
 from diffpolicy_spec.server.messages import SUBPROTOCOL, cost_of
 from diffpolicy_spec.server.metrics import Metrics
 from diffpolicy_spec.server.observations import ObsNames, RequestError

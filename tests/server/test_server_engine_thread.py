@@ -12,7 +12,8 @@ from policy_servers import observation, served_policy, until
 
 from diffpolicy_spec.policies.engine import Engine
 from diffpolicy_spec.policies.info import policy_info
-from diffpolicy_spec.server.engine_thread import EngineThread, Job
+from diffpolicy_spec.server.engine_thread import EngineThread
+from diffpolicy_spec.server.jobs import Job
 from diffpolicy_spec.server.observations import RequestError
 
 
