@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time as _time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,7 +52,7 @@ class TopicRobot:
         self.counts: Counter[str] = Counter()
         self._inputs = {topic.topic: topic for topic in contract.inputs}
         self._messages: Synchroniser[list[NDArray[Any]]] = Synchroniser(list(self._inputs))
-        self._newest: Observation | None = None
+        self._fresh: deque[Observation] = deque(maxlen=64)  # nobody has read them yet
         self._failures: dict[tuple[str, str, bool], Failure] = {}
         self._heard: dict[str, float] = {}
         self._silent: set[str] = set()
@@ -76,11 +76,17 @@ class TopicRobot:
 
     def read(self) -> Observation | None:
         """The newest observation that was not returned before."""
+        fresh = self.readings()
+        return fresh[-1] if fresh else None
+
+    def readings(self) -> list[Observation]:
+        """All observations since the last call, oldest first."""
         self._reader = threading.get_ident()
         self._listen_for_silence()
         with self._lock:
-            newest, self._newest = self._newest, None
-        return newest
+            fresh = list(self._fresh)
+            self._fresh.clear()
+        return fresh
 
     def send(self, action: NDArray[np.float64], time: float) -> None:
         """Publish an action (Da,); time: s, ROS time.
@@ -125,7 +131,7 @@ class TopicRobot:
     def _forget(self) -> None:
         with self._lock:
             self._messages.clear()
-            self._newest = None
+            self._fresh.clear()
             self._heard.clear()
             self._silent.clear()
         self.commands.forget()
@@ -177,7 +183,7 @@ class TopicRobot:
                 parts.setdefault(part.key, []).append(found)
         observed = {key: found[0] if len(found) == 1 else np.concatenate(found) for key, found in parts.items()}
         with self._lock:
-            self._newest = Observation(taken.time, observed)
+            self._fresh.append(Observation(taken.time, observed))
         self.counts["observations"] += 1
 
     # In any thread
