@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 from rosbridge_client import Client, Settings
@@ -298,10 +299,21 @@ class RosbridgeServer:
         if self._loop is None or self._thread is None or threading.current_thread() is self._thread:
             return what()
 
-        async def run() -> Any:
-            return what()
+        thread, done = self._thread, Future[Any]()
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
+        def run() -> None:
+            try:
+                done.set_result(what())
+            except BaseException as error:
+                done.set_exception(error)
+
+        try:
+            self._loop.call_soon_threadsafe(run)
+        except RuntimeError:  # stopped just now
+            return what()
+        while not done.done() and thread.is_alive():
+            wait([done], 0.1)
+        return done.result(0) if done.done() else what()
 
 
 def main() -> None:
