@@ -236,7 +236,8 @@ class Engine:
     def _finish_late(self, lane: Lane) -> list[int]:
         """Finish chains that would miss their deadline if they waited for another call; their slots."""
         now, steps = self._clock(), self._finish_steps
-        ahead = self._pace.expect(len(lane.requests), "round") + steps * self._pace.expect(FINISH, "round")
+        chains = len(lane.requests)
+        ahead = self._pace.expect(chains, "round") + steps * self._pace.expect(FINISH, "round")
         late = [
             slot
             for slot, request in lane.requests.items()
@@ -245,6 +246,8 @@ class Engine:
             and lane.num_steps - lane.pool.at(slot) > steps  # else it needs no more calls by itself
         ]
         if late:
+            for key in (chains, "round"):  # were there no more rounds, nothing would show that they are quick again
+                self._pace.doubt(key)
             lane.finish(late, steps)
             self._pace.note(FINISH, (self._clock() - now) / steps)
         return late

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,13 +204,13 @@ class Clock:
     """A clock that a network's calls move on."""
 
     def __init__(self, engine_options: dict, seconds: float = 0.01) -> None:
-        self.now = 100.0
+        self.now, self.seconds = 100.0, seconds
         self.engine = Engine(tiny_policy(), SamplerConfig("ddpm", 20), clock=lambda: self.now, **engine_options)
         networks = self.engine._lanes[0].pool.chains.networks
         honest = networks.denoise
 
         def denoise(x, t, chain):
-            self.now += seconds
+            self.now += self.seconds
             return honest(x, t, chain)
 
         networks.denoise = denoise
@@ -234,6 +236,19 @@ def test_a_chain_that_would_be_late_is_finished_and_marked():
         np.testing.assert_allclose(
             answers[ticket].action_pred, alone(engine.policy, SamplerConfig("ddpm", 20), i), atol=1e-4
         )
+
+
+def test_chunks_are_exact_again_when_calls_are_quick_again():
+    """Each chunk would be late while calls take 100 ms; then they take 1 ms, which only trying shows."""
+    clock = Clock({"max_chains": 1}, seconds=0.1)
+    engine, exact = clock.engine, []
+    for i in range(30):
+        engine.submit(one(i), deadline=clock.now + 0.5)
+        exact += [answer.exact for answer in run_out(engine).values()]
+        if i == 5:
+            clock.seconds = 0.001
+    assert not any(exact[1:6])
+    assert all(exact[-5:])
 
 
 def test_the_earliest_deadline_begins_first_and_no_deadline_last():
@@ -297,3 +312,11 @@ def test_settings_that_cannot_be_are_refused():
             Engine(policy, **options)
     with pytest.raises(ValueError, match="one device"):
         Engine(policy, SamplerConfig(runtime=RuntimeConfig(devices=("cpu", "cpu"))))
+
+
+def test_the_program_on_the_page_runs(capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "batching.md").read_text()
+    (program,) = re.findall(r"<!-- example: runs -->\n```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(program, "docs/batching.md", "exec"), {})
+    printed = sorted(capsys.readouterr().out.splitlines())
+    assert [line.split()[:3] for line in printed] == [[str(i), "(16,", "10)"] for i in range(3)]
