@@ -1,15 +1,9 @@
-"""ROS 1 or 2 through rosbridge's websocket: roslibpy connects and reconnects, in twisted's thread.
-
-Twisted's reactor runs once in a process and cannot be started again: it is started with the first transport, and stays,
-idle, when the last one is closed.
-"""
+"""ROS 1 or 2 through rosbridge's websocket."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import re
 import threading
 import time as _time
 from collections.abc import Callable, Mapping
@@ -17,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from diffpolicy_spec.optional import require
 from diffpolicy_spec.ros.frames import BadFrame, FrameReader
+from diffpolicy_spec.ros.roslib_connection import CLOSE_S, connect, in_reactor_thread, trust
 from diffpolicy_spec.ros.transport import Message, ServiceHandler, type_name
 
 __all__ = ["RoslibTransport"]
 
-NEEDED_BY = "the ROS bridge"
-CLOSE_S = 1.0
 FLUSH_S = 0.5
 UNADVERTISE_S = 1.2
 """For a service, which ROS 1's rosbridge takes a second to withdraw."""
@@ -34,7 +26,6 @@ BARRIER = "/rosapi/get_time"
 rosbridge has not read when a connection ends it throws away."""
 
 LOGGER = logging.getLogger("diffpolicy_spec.ros")
-_reactor_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -94,8 +85,10 @@ class RoslibTransport:
         self._gone.set()
         self._flushed = threading.Event()
         self._unreachable = False
-        context = _trust(parts.hostname, tls_ca) if parts.scheme == "wss" else None
-        self._reactor, self._factory = _start(self, context, headers, ping_s, pong_s, backoff_s)
+        context = trust(parts.hostname, tls_ca) if parts.scheme == "wss" else None
+        self._reactor, self._factory = connect(
+            self, url, max_message_bytes, context, headers, ping_s, pong_s, backoff_s
+        )
 
     # Of Transport
 
@@ -109,7 +102,7 @@ class RoslibTransport:
             if self._protocol is not None:
                 callback()
 
-        self._in_reactor(add)
+        self.in_reactor(add)
 
     def on_disconnect(self, callback: Callable[[str], None]) -> None:
         self._disconnect_callbacks.append(callback)
@@ -132,14 +125,14 @@ class RoslibTransport:
             self._subscriptions[topic] = made
             self._send(self._subscribe(topic, made))
 
-        self._in_reactor(add)
+        self.in_reactor(add)
 
     def advertise(self, topic: str, type: str, *, queue_length: int = 1) -> Callable[[Message], bool]:
         def add() -> None:
             self._topics[topic] = type, queue_length
             self._send(self._advertise(topic, type, queue_length))
 
-        self._in_reactor(add)
+        self.in_reactor(add)
 
         def publish(message: Message) -> bool:
             return self._send({"op": "publish", "topic": topic, "msg": message})
@@ -151,7 +144,7 @@ class RoslibTransport:
             self._services[name] = type, handler
             self._send(self._offer(name, type))
 
-        self._in_reactor(add)
+        self.in_reactor(add)
 
     def now(self) -> float:
         return _time.time()
@@ -175,19 +168,19 @@ class RoslibTransport:
             elif self._factory.connector is not None:
                 self._factory.connector.disconnect()
 
-        self._in_reactor(self._factory.stopTrying)
-        if self._reactor_thread():
+        self.in_reactor(self._factory.stopTrying)
+        if in_reactor_thread():
             withdraw()
             end()
             return
         # What was published last is read before the connection ends; a server that is gone is not waited for.
         there = self._flush(FLUSH_S)
-        self._in_reactor(withdraw)
+        self.in_reactor(withdraw)
         if there:
             self._flush(FLUSH_S + (UNADVERTISE_S * len(self._services) if self.ros == 1 else 0))
-        self._in_reactor(end)
+        self.in_reactor(end)
         self._gone.wait(CLOSE_S)
-        self._in_reactor(lambda: self._protocol is not None and self._protocol.dropConnection(abort=True))
+        self.in_reactor(lambda: self._protocol is not None and self._protocol.dropConnection(abort=True))
 
     # In the reactor's thread
 
@@ -321,132 +314,9 @@ class RoslibTransport:
         except Exception:
             LOGGER.exception("a callback of the ROS bridge raised")
 
-    def _in_reactor(self, what: Callable[[], object]) -> None:
-        if self._reactor_thread():
+    def in_reactor(self, what: Callable[[], object]) -> None:
+        """Call in the reactor's thread, at once if this is it."""
+        if in_reactor_thread():
             what()
         else:
             self._reactor.callFromThread(what)
-
-    def _reactor_thread(self) -> bool:
-        return bool(require("twisted.python.threadable", "ros", NEEDED_BY).isInIOThread())
-
-
-def _start(
-    owner: RoslibTransport,
-    context: Any,
-    headers: Mapping[str, str] | None,
-    ping_s: float,
-    pong_s: float,
-    backoff_s: tuple[float, float],
-) -> tuple[Any, Any]:
-    """Connect in the background; returns the reactor and roslibpy's factory, which connects again by itself."""
-    comm = require("roslibpy.comm.comm_autobahn", "ros", NEEDED_BY)
-    websocket = require("autobahn.twisted.websocket", "ros", NEEDED_BY)
-    reactor = require("twisted.internet.reactor", "ros", NEEDED_BY)
-
-    protocol_base: Any = comm.AutobahnRosBridgeProtocol
-    factory_base: Any = comm.AutobahnRosBridgeClientFactory
-    disconnected = require("autobahn.exception", "ros", NEEDED_BY).Disconnected
-
-    class Protocol(protocol_base):
-        reader: FrameReader | None = None
-
-        def onOpen(self) -> None:
-            self.reader = FrameReader(owner._max_bytes)
-            self.heard, self.pinged = _time.monotonic(), False
-            self.look()
-            super().onOpen()
-            owner.opened(self)
-
-        def dataReceived(self, data: bytes) -> None:
-            self.heard, self.pinged = _time.monotonic(), False
-            super().dataReceived(data)
-
-        def look(self) -> None:
-            # Not by autobahn's own pings: their times are cut to whole seconds, 0.9 s to none.
-            if self.state != self.STATE_OPEN:
-                return
-            silent = _time.monotonic() - self.heard
-            if silent > ping_s + pong_s:
-                self.wasNotCleanReason = f"rosbridge was silent for {silent:.1f} s, and did not answer a ping"
-                self.dropConnection(abort=True)
-                return
-            if silent > ping_s and not self.pinged:
-                self.pinged = True
-                self.sendPing()
-            reactor.callLater(min(ping_s, pong_s) / 4, self.look)
-
-        def onMessage(self, payload: bytes, isBinary: bool) -> None:
-            assert self.reader is not None
-            owner.received(self.reader, payload, isBinary)
-
-        def connectionLost(self, reason: Any) -> None:
-            if self.reader is None:
-                owner.unreachable(reason.getErrorMessage())
-            super().connectionLost(reason)
-
-        def onClose(self, wasClean: bool, code: int, reason: str) -> None:
-            owner.lost(self, self.wasNotCleanReason or reason or "closed by the server")
-
-        def send_message(self, payload: bytes) -> None:
-            owner._in_reactor(lambda: self.write(payload))
-
-        def write(self, payload: bytes) -> None:
-            # It may have ended since.
-            with contextlib.suppress(disconnected):
-                self.sendMessage(payload)
-
-    class Factory(factory_base):
-        protocol = Protocol
-        noisy = False
-        initialDelay = delay = backoff_s[0]
-        maxDelay = backoff_s[1]
-        factor = 2.0
-
-        def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
-            owner.unreachable(reason.getErrorMessage())
-            super().clientConnectionFailed(connector, reason)
-
-    factory = Factory(owner.url, headers=dict(headers or {}))
-    factory.setProtocolOptions(
-        openHandshakeTimeout=5,
-        closeHandshakeTimeout=CLOSE_S,
-        maxMessagePayloadSize=owner._max_bytes,
-        maxFramePayloadSize=owner._max_bytes,
-        tcpNoDelay=True,
-        utf8validateIncoming=False,  # the JSON decoder does
-    )
-
-    def connect() -> None:
-        factory.connector = websocket.connectWS(factory, context, timeout=5)
-
-    with _reactor_lock:
-        # Not by roslibpy's manager: each one adds another observer to twisted's log, for good.
-        if not reactor.running:
-            threading.Thread(target=reactor.run, args=(False,), name="rosbridge", daemon=True).start()
-        running = threading.Event()
-        reactor.callFromThread(running.set)
-        if not running.wait(10):
-            raise RuntimeError(
-                "twisted's reactor was stopped in this process (by roslibpy's terminate?) and cannot be started again: "
-                "take another process"
-            )
-    reactor.callFromThread(connect)
-    return reactor, factory
-
-
-def _trust(host: str, tls_ca: str | None) -> Any:
-    """A TLS context that looks at the server's certificate, which autobahn's own default does not."""
-    ssl = require("twisted.internet.ssl", "ros", NEEDED_BY)
-    if tls_ca is None:
-        return ssl.optionsForClientTLS(host)
-    with open(tls_ca, "rb") as file:
-        pem = file.read(1 << 20)
-    blocks = re.findall(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.DOTALL)
-    try:
-        certificates = [ssl.Certificate.loadPEM(block) for block in blocks]
-    except Exception as error:
-        raise ValueError(f"tls_ca {tls_ca}: a certificate cannot be read: {error}") from None
-    if not certificates:
-        raise ValueError(f"tls_ca {tls_ca} has no certificate in PEM")
-    return ssl.optionsForClientTLS(host, trustRoot=ssl.trustRootFromCertificates(certificates))
