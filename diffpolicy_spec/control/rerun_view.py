@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from diffpolicy_spec.optional import require
 __all__ = ["RerunView"]
 
 TIMELINE = "loop"
+APPLICATION = "diffpolicy_spec"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +39,10 @@ class RerunView(Background):
 
     Args:
         save: a file (.rrd) that is written.
-        connect: address of a viewer that runs, as "rerun+http://127.0.0.1:9876/proxy".
-        serve: port that viewers connect to, 0 for rerun's own choice, see `url`. It listens on all interfaces.
+        connect: address of a viewer, as "rerun+http://127.0.0.1:9876/proxy". While it is not there, events are dropped
+            and counted: rerun itself would keep them all.
+        serve: port that viewers connect to, 0 for a free one, see `url`. It listens on all interfaces, and
+            keeps the newest 256 MB for viewers that come later.
         spawn: a viewer is started on this machine.
         names: of the axes.
         policy_hz: see ControlConfig; None: control_hz.
@@ -47,7 +53,7 @@ class RerunView(Background):
 
     Raises:
         ImportError: rerun is not installed.
-        ValueError: not exactly one of save, connect, serve and spawn.
+        ValueError: not exactly one of save, connect, serve and spawn, or an address without a port.
     """
 
     def __init__(
@@ -68,15 +74,21 @@ class RerunView(Background):
         self._names, self._policy_hz = tuple(names), policy_hz
         self._hz, self._zero, self._source, self._turn = math.nan, math.nan, "", 0
         self._labelled = False
-        self._to = rr.RecordingStream("diffpolicy_spec")
+        self._to: Any = None if connect is not None else rr.RecordingStream(APPLICATION)
         self.url: str | None = None
+        self._viewer, self._there, self._looked = connect, True, 0.0
         if save is not None:
             Path(save).parent.mkdir(parents=True, exist_ok=True)
             self._to.save(str(save), default_blueprint=self._layout())
         elif connect is not None:
-            self._to.connect_grpc(connect, default_blueprint=self._layout())
+            self._host = urlsplit(connect)
+            if not self._host.hostname or not self._host.port:
+                raise ValueError(f"connect must be an address as rerun+http://127.0.0.1:9876/proxy, got {connect!r}")
+            self._there = False
         elif serve is not None:
-            self.url = self._to.serve_grpc(grpc_port=serve or None, default_blueprint=self._layout())
+            self.url = self._to.serve_grpc(
+                grpc_port=serve or _free_port(), default_blueprint=self._layout(), server_memory_limit="256MB"
+            )
         else:
             self._to.spawn(default_blueprint=self._layout())
         self._begin()
@@ -89,6 +101,10 @@ class RerunView(Background):
 
     def work(self, event: Any) -> None:
         """Show an event."""
+        self._look()
+        if not self._there:
+            self.dropped += 1
+            return
         self._at(event.time)
         if isinstance(event, Tick):
             self._tick(event)
@@ -112,8 +128,27 @@ class RerunView(Background):
 
     def finish(self) -> None:
         """See `Background`."""
-        self._to.flush(blocking=True)
-        self._to.disconnect()
+        if self._to is not None:
+            self._to.disconnect()
+
+    def _look(self) -> None:
+        """Whether the viewer is there, once a second."""
+        now = monotonic()
+        if self._viewer is None or now < self._looked + 1:
+            return
+        self._looked = now
+        try:
+            socket.create_connection((self._host.hostname, self._host.port), timeout=1.0).close()
+        except OSError as error:
+            self.problem = f"{self._viewer}: {error}"
+            if self._there:
+                self._there = False
+                self._to.disconnect()
+            return
+        if not self._there:
+            self._to = self._rr.RecordingStream(APPLICATION)
+            self._to.connect_grpc(self._viewer, flush_timeout_sec=0.5, default_blueprint=self._layout())
+            self._there, self._labelled = True, False
 
     def _at(self, time: float) -> None:
         if math.isnan(self._zero):
@@ -193,3 +228,9 @@ class RerunView(Background):
                 views.TextLogView(origin="log", name="faults and interventions"),
             )
         )
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])

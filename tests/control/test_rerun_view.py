@@ -1,5 +1,6 @@
 """The live view, into a file that rerun itself reads back."""
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ def test_a_run_is_written_for_the_viewer(tmp_path: Path) -> None:
     assert any(text.startswith("late_inference: a chunk is late") for text in said)
     assert "velocity_limit: x: 3 was wanted, 1 sent (7 times)" in said
     assert "commands: nothing -> chunk" in said
+
+
+def test_without_a_viewer_events_are_dropped_and_counted() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        with RerunView(connect=f"rerun+http://127.0.0.1:{taken.getsockname()[1]}/proxy") as view:
+            replay(a_run(), view)
+    assert view.dropped == len(list(a_run()))
+    assert "refused" in str(view.problem)
+    with pytest.raises(ValueError, match="connect must be an address"):
+        RerunView(connect="desk")
+
+
+def test_a_viewer_that_connects_is_served(tmp_path: Path) -> None:
+    with RerunView(serve=0) as server, RerunView(connect=str(server.url)) as view:
+        replay(a_run(), view)
+    assert (view.dropped, view.problem) == (0, None)
 
 
 def test_one_destination_is_named(tmp_path: Path) -> None:

@@ -218,7 +218,9 @@ class Safety:
         """
         limit = self._filter
         if dt is not None and dt != self.limits.period:
-            limit = self._previews.setdefault(dt, LimitFilter(replace(self.limits, period=dt)))
+            if dt not in self._previews:
+                self._previews = {dt: LimitFilter(replace(self.limits, period=dt))}
+            limit = self._previews[dt]
         motion = self._due(now, again=True)
         rows = []
         for row in np.asarray(wanted, dtype=np.float64):
