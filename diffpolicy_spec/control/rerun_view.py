@@ -74,23 +74,24 @@ class RerunView(Background):
         self._names, self._policy_hz = tuple(names), policy_hz
         self._hz, self._zero, self._source, self._turn = math.nan, math.nan, "", 0
         self._labelled = False
-        self._to: Any = None if connect is not None else rr.RecordingStream(APPLICATION)
+        stream: Any = rr.RecordingStream(APPLICATION) if connect is None else None
         self.url: str | None = None
         self._viewer, self._there, self._looked = connect, True, 0.0
         if save is not None:
             Path(save).parent.mkdir(parents=True, exist_ok=True)
-            self._to.save(str(save), default_blueprint=self._layout())
+            stream.save(str(save), default_blueprint=self._layout())
         elif connect is not None:
             self._host = urlsplit(connect)
             if not self._host.hostname or not self._host.port:
                 raise ValueError(f"connect must be an address as rerun+http://127.0.0.1:9876/proxy, got {connect!r}")
             self._there = False
         elif serve is not None:
-            self.url = self._to.serve_grpc(
+            self.url = stream.serve_grpc(
                 grpc_port=serve or _free_port(), default_blueprint=self._layout(), server_memory_limit="256MB"
             )
         else:
-            self._to.spawn(default_blueprint=self._layout())
+            stream.spawn(default_blueprint=self._layout())
+        self._to = stream
         self._begin()
 
     def see(self, observation: Observation, time: float) -> None:
