@@ -29,8 +29,7 @@ class ControlLoop:
 
     Each period: what other threads have asked for; the robot's reading; a request for a chunk if it is time to; chunks
     that have come; the action wanted at the command's time; the safety layer's command; the robot; subscribers.
-    Nothing is sent before the planner is ready and the first chunk is there, but "hold" where the safety layer knows
-    the robot's position.
+    Nothing is sent before the planner is ready and the first chunk is there.
 
     `run` blocks; `start` does the same in a thread. All other methods may be called from any thread, `stop` and
     `emergency_stop` from signal handlers as well, and take effect within a period.
