@@ -72,13 +72,13 @@ class Sensing:
         robot_now = None
         try:
             before = self._clock()
-            tells = getattr(self._robot, "now", None)
+            tells = _method(self._robot, "now")
             if tells is not None:
                 robot_now = float(tells())
             after = self._clock()
-            every = getattr(self._robot, "readings", None)
+            every = _method(self._robot, "readings")
             observations = [self._robot.read()] if every is None else list(every())[-_MOST:]
-            complains = getattr(self._robot, "failures", None)
+            complains = _method(self._robot, "failures")
             failures: Sequence[Failure] = () if complains is None else complains()
         except Exception as error:
             self._faults.happened("robot_failed", f"read: {_said(error)}", self._clock())
@@ -146,6 +146,12 @@ class Sensing:
 
     def _invalid(self, what: str, now: float) -> None:
         self._faults.happened("observation_invalid", what, now)
+
+
+def _method(robot: Robot, name: str) -> Callable[[], Any] | None:
+    """What a robot may have; an attribute of that name that cannot be called is something of its own."""
+    found = getattr(robot, name, None)
+    return found if callable(found) else None
 
 
 def _stamp(observation: Any) -> float | None:

@@ -280,3 +280,11 @@ def test_all_readings_of_a_period_are_taken_where_a_robot_gives_them():
     assert len(setting.planner.requests) > 45
     for request in setting.planner.requests[1:]:
         assert np.diff(request.obs["pos"][:, 0]) == pytest.approx([0.05])
+
+
+def test_attributes_of_the_robots_own_are_not_called():
+    setting = Setting(0.02)
+    setting.robot.readings, setting.robot.now, setting.robot.failures = {"pos": 1}, 7.0, ["cable"]
+    setting.run(2.0)
+    assert_goes_on(setting)
+    assert setting.loop.fault_counts == {}
