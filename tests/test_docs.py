@@ -43,7 +43,7 @@ def test_every_public_name_has_its_place_on_the_api_page():
 
 def test_every_package_with_a_public_interface_is_on_the_api_page():
     html = site()["api.html"]
-    for package in ("policies", "checkpoints", "data", "training", "envs", "eval", "coupling"):
+    for package in ("policies", "checkpoints", "data", "training", "envs", "eval", "coupling", "control", "server", "ros"):
         assert f'id="diffpolicy_spec.{package}.' in html, package
 
 
