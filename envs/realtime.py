@@ -17,6 +17,7 @@ import pickle
 import select
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -60,26 +61,31 @@ class SimRobot:
         Raises:
             SimDiedError: the simulator's process is gone.
         """
-        readings = self.readings()
-        return readings[-1] if readings else None
+        newest: bytes | None = None
+        for newest in self._messages():  # noqa: B007
+            pass
+        return None if newest is None else self._observation(newest)
 
     def readings(self) -> list[Observation]:
-        """All readings since the last call, oldest first.
+        """All readings that have come since, oldest first.
 
         Raises:
             SimDiedError: the simulator's process is gone.
         """
-        messages: list[bytes] = []
+        return [self._observation(message) for message in self._messages()]
+
+    def _messages(self) -> Iterator[bytes]:
         try:
             while True:
-                messages.append(self._link.recv(_LARGEST))
+                yield self._link.recv(_LARGEST)
         except BlockingIOError:
-            pass
+            return
         except OSError as error:
-            if not messages:
-                raise SimDiedError(f"the simulator's process is gone ({error})") from error
-        found = (pickle.loads(message) for message in messages)
-        return [Observation(stamp + self.clock_offset, values) for stamp, values in found]
+            raise SimDiedError(f"the simulator's process is gone ({error})") from error
+
+    def _observation(self, message: bytes) -> Observation:
+        stamp, values = pickle.loads(message)
+        return Observation(stamp + self.clock_offset, values)
 
     def wait(self, timeout: float) -> bool:
         """Wait until a reading is there, `timeout` s at most; whether one is. A loop does not need it."""

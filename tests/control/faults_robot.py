@@ -100,14 +100,14 @@ class Readings:
 
 
 class FaultyRobot:
-    """A robot whose readings go through `readings`, which may be changed at any time; commands pass as they are.
+    """A robot whose readings go as `wrong` says, which may be changed at any time; commands pass as they are.
 
     Attributes:
         done: how many readings were lost, duplicated, reordered, delayed.
     """
 
-    def __init__(self, robot: NumericRobot, readings: Readings | None = None, seed: int = 0) -> None:
-        self.robot, self.readings = robot, readings or Readings()
+    def __init__(self, robot: NumericRobot, wrong: Readings | None = None, seed: int = 0) -> None:
+        self.robot, self.wrong = robot, wrong or Readings()
         self.done = {"lose": 0, "duplicate": 0, "reorder": 0, "delay": 0}
         self._rng = np.random.default_rng(seed)
         self._ready: deque[Observation] = deque()
@@ -115,7 +115,7 @@ class FaultyRobot:
         self._held: Observation | None = None
 
     def read(self) -> Observation | None:
-        wrong = self.readings
+        wrong = self.wrong
         if wrong.hang_s:
             hang, wrong.hang_s = wrong.hang_s, 0.0
             time.sleep(hang)
@@ -138,7 +138,7 @@ class FaultyRobot:
         self.robot.stop()
 
     def _happens(self, what: str) -> bool:
-        share = getattr(self.readings, what)
+        share = getattr(self.wrong, what)
         happens = bool(share) and self._rng.random() < share
         self.done[what] += happens
         return happens
@@ -148,7 +148,7 @@ class FaultyRobot:
             return
         found = self._changed(found)
         if self._happens("delay"):
-            self._later.append((now + self.readings.delay_s, found))
+            self._later.append((now + self.wrong.delay_s, found))
             return
         if self._held is None and self._happens("reorder"):
             self._held = found  # the one after it comes first
@@ -161,7 +161,7 @@ class FaultyRobot:
             self._ready.append(found)
 
     def _changed(self, found: Observation) -> Observation:
-        wrong = self.readings
+        wrong = self.wrong
         values = {wrong.rename.get(k, k): v for k, v in found.values.items() if k not in wrong.drop}
         if wrong.nan:
             values = {k: np.full_like(v, np.nan) for k, v in values.items()}

@@ -26,10 +26,10 @@ def planner(tmp_path_factory):
 @pytest.mark.parametrize("share", [0.05, 0.25])
 def test_readings_lost_duplicated_reordered_and_late(planner, share):
     with running(planner) as (_, robot, told):
-        robot.readings = Readings(lose=share, duplicate=share, reorder=share, delay=share, delay_s=0.2)
+        robot.wrong = Readings(lose=share, duplicate=share, reorder=share, delay=share, delay_s=0.2)
         wait_for(lambda: min(robot.done.values()) >= 2, SOON, lambda: f"too few faults: {robot.done}")
         recovered(told)
-        robot.readings = Readings()
+        robot.wrong = Readings()
         kinds = ("observation_lost", "observation_duplicate", "observation_reordered")
         for kind in kinds:
             assert told.began(kind), (kind, told.kinds())
@@ -39,10 +39,10 @@ def test_readings_lost_duplicated_reordered_and_late(planner, share):
 
 def test_all_readings_late(planner):
     with running(planner) as (_, robot, told):
-        robot.readings = Readings(delay=1.0, delay_s=0.2)
+        robot.wrong = Readings(delay=1.0, delay_s=0.2)
         wait_for(lambda: told.began("observation_late"), SOON, "lateness is not told")
         recovered(told)
-        robot.readings = Readings()
+        robot.wrong = Readings()
         recovered(told)
         is_over(told, "observation_late")
 
@@ -66,14 +66,14 @@ def test_the_clock_jumps(planner, jump, tells):
 def test_readings_that_are_no_numbers(planner, kind):
     with running(planner) as (_, robot, told):
         if kind == "nan":
-            robot.readings.nan = True
+            robot.wrong.nan = True
         else:
-            robot.readings.change = lambda values: {
+            robot.wrong.change = lambda values: {
                 k: np.where(np.arange(len(v)) == 0, np.inf, v) for k, v in values.items()
             }
         wait_for(lambda: "nonfinite_observation" in told.kinds(), SOON, "it is not told")
         wait_for(lambda: told.ticks[-1].source == "hold", SOON, "no safety action")
-        robot.readings = Readings()
+        robot.wrong = Readings()
         recovered(told)
 
 
@@ -91,28 +91,28 @@ def test_readings_that_are_no_numbers(planner, kind):
 )
 def test_readings_of_another_robot(planner, wrong, told_as):
     with running(planner) as (_, robot, told):
-        robot.readings = wrong
+        robot.wrong = wrong
         wait_for(lambda: told_as in told.kinds(), SOON, lambda: f"it is not told as {told_as}: {told.kinds()}")
         wait_for(lambda: told.ticks[-1].source == "hold", SOON, "no safety action")
-        robot.readings = Readings()
+        robot.wrong = Readings()
         recovered(told)
 
 
 def test_no_readings_any_more(planner):
     with running(planner) as (_, robot, told):
-        robot.readings = Readings(freeze=True)
+        robot.wrong = Readings(freeze=True)
         wait_for(lambda: "stale_observation" in told.kinds(), SOON, "it is not told")
         wait_for(lambda: told.ticks[-1].source == "hold", SOON, "no safety action")
-        robot.readings = Readings()
+        robot.wrong = Readings()
         recovered(told)
 
 
 def test_reading_raises(planner):
     with running(planner) as (_, robot, told):
-        robot.readings = Readings(fail=ConnectionError("the bus is off"))
+        robot.wrong = Readings(fail=ConnectionError("the bus is off"))
         wait_for(lambda: told.began("robot_failed"), SOON, "it is not told")
         assert "the bus is off" in told.began("robot_failed")[0].message
-        robot.readings = Readings()
+        robot.wrong = Readings()
         recovered(told)
         is_over(told, "robot_failed")
 
@@ -121,7 +121,7 @@ def test_reading_hangs(planner):
     with running(planner) as (_, robot, told):
         before = len(robot.robot.sent)
         began = time.monotonic()
-        robot.readings = Readings(hang_s=2.0)
+        robot.wrong = Readings(hang_s=2.0)
         wait_for(lambda: "watchdog" in told.kinds(), SOON, "the watchdog is not told of")
         wait_for(lambda: any(s.at < began + 2.0 for s in robot.robot.sent[before + 10 :]) or told.fresh, SOON)
         recovered(told)
@@ -131,7 +131,7 @@ def test_reading_hangs(planner):
 
 def test_the_emergency_stop_wins_while_readings_are_wrong(planner):
     with running(planner) as (loop, robot, told):
-        robot.readings = Readings(lose=0.3, reorder=0.3)
+        robot.wrong = Readings(lose=0.3, reorder=0.3)
         loop.emergency_stop("the button")
         wait_for(lambda: loop.state == "stopped", SOON, "it is not stopped")
         wait_for(lambda: np.ptp([t.action for t in told.ticks[-5:]], axis=0).max() == 0, SOON, "it moves on")
@@ -142,5 +142,5 @@ def test_the_emergency_stop_wins_while_readings_are_wrong(planner):
         assert "emergency_stop" in told.kinds()
         loop.reset()
         loop.resume()
-        robot.readings = Readings()
+        robot.wrong = Readings()
         recovered(told)

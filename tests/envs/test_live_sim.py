@@ -65,6 +65,9 @@ def test_the_world_moves_only_once_it_is_commanded_and_then_without_waiting(sim)
     sim.reset(5)
     first = newest(sim)
     time.sleep(3 / HZ)
+    readings = sim.robot.readings()
+    assert len(readings) >= 2
+    np.testing.assert_allclose(np.diff([reading.time for reading in readings]), 1 / HZ, atol=1e-9)  # all, in order
     later = newest(sim)
     assert later.time > first.time  # readings go on
     np.testing.assert_array_equal(first.values["object"], later.values["object"])
