@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+from collections import Counter
 from typing import Any
 
 from diffpolicy_spec.optional import require
@@ -15,6 +16,10 @@ __all__ = ["Door", "limited_connections"]
 
 _HANDSHAKES = 64
 """Connections beside those allowed: in the middle of a handshake, or asking for /healthz."""
+_HANDSHAKES_OF_ONE = 16
+"""Of them, those of one address: nobody alone keeps everybody else out by beginning and not going on."""
+_MOST_UNSENT = 2**20
+"""Bytes that may wait to be read by a client. Answers are waited for one by one; those to pings are not."""
 
 _LOG = logging.getLogger("diffpolicy_spec.server")
 
@@ -74,22 +79,47 @@ class Door:
 
 
 def limited_connections(most: int) -> type:
-    """websockets' connections, dropped at once where too many are open, those in the middle of a handshake included."""
+    """websockets' connections, dropped at once where too many are open, those in the middle of a handshake included,
+    and where a client asks (by pings, above all) and does not read what it is told."""
     base: Any = require("websockets.asyncio.server", extra="server").ServerConnection
-    opened = 0
+    opened: set[Any] = set()
+    shaking: Counter[str] = Counter()
 
     class Limited(base):
+        _shaking: str | None = None
+
         def connection_made(self, transport: Any) -> None:
-            nonlocal opened
-            opened += 1
             super().connection_made(transport)
-            if opened > most + _HANDSHAKES:
+            address = _address(self)
+            if len(opened) >= most + _HANDSHAKES or shaking[address] >= _HANDSHAKES_OF_ONE:
                 transport.abort()
+                return
+            opened.add(self)
+            shaking[address] += 1
+            self._shaking = address
+
+        async def handshake(self, *given: Any) -> None:
+            try:
+                await super().handshake(*given)
+            finally:
+                self._shaken()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > _MOST_UNSENT:
+                self.transport.abort()
 
         def connection_lost(self, error: Exception | None) -> None:
-            nonlocal opened
-            opened -= 1
+            opened.discard(self)
+            self._shaken()
             super().connection_lost(error)
+
+        def _shaken(self) -> None:
+            if self._shaking is not None:
+                shaking[self._shaking] -= 1
+                if not shaking[self._shaking]:
+                    del shaking[self._shaking]
+                self._shaking = None
 
     return Limited
 

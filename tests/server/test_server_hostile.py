@@ -164,6 +164,30 @@ def test_a_client_that_does_not_read_is_dropped():
         connection.close()
 
 
+def test_a_client_that_pings_and_does_not_read_is_dropped():
+    pings = (b"\x89\xfd" + bytes(4) + bytes(125)) * 200_000  # 26 MB
+    with serving() as server, a_robot(server):
+        before = resident_mb()
+        connection = shaken(server, receive_buffer=4096)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            connection.sendall(pings)
+        connection.close()
+        assert resident_mb() - before < 15
+
+
+def test_one_address_that_begins_handshakes_keeps_nobody_out():
+    with serving(limits={"handshake_s": 30.0, "max_connections": 4}) as server:
+        slow = [plain(server) for _ in range(100)]  # of 127.0.0.1
+        other = socket.create_connection(("127.0.0.1", server.port), timeout=10, source_address=("127.0.0.2", 0))
+        other.sendall(HANDSHAKE)
+        assert b"101 Switching Protocols" in other.recv(1024)
+        for connection in (*slow, other):
+            connection.close()
+        until(lambda: not server._connections)
+        with Client(server.url) as client:
+            client.infer(observation())
+
+
 def test_a_connection_that_went_silent_is_noticed_by_pings():
     with serving(limits={"ping_s": 0.2, "pong_s": 0.3}) as server:
         connection = shaken(server)
