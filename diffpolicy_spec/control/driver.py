@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,9 @@ class Driver:
 
     Args:
         watched: whether a watchdog runs beside it.
+
+    Attributes:
+        resetting: whether it comes to rest in order to forget: no other order is to be given meanwhile.
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class Driver:
         self._watchdog: Watchdog | None = None
         self._supply = Supply(planner, config, self.faults, self.publisher.put)
         self._emergency: str | None = None
-        self._stopping = self._paused = self._mismatched = False
+        self._stopping = self._paused = self._mismatched = self.resetting = False
+        self._known: frozenset[str] = frozenset()
         self._due = 0.0
 
     @property
@@ -80,29 +84,42 @@ class Driver:
         """Whether the last command has brought the robot to rest, or nothing was ever sent."""
         return self._safety is None or self._safety.at_rest
 
+    @property
+    def longest_stop(self) -> float:
+        """s that coming to rest takes at most."""
+        return 0.0 if self._safety is None else self._safety.longest_stop
+
     # Orders.
 
-    def obey(self, order: str) -> None:
-        """ "pause", "resume" or "reset"."""
-        if order == "pause":
-            self._paused = True
-            self._supply.reset()
-        elif order == "resume":
-            self._resume()
-        else:
-            self._emergency = None
-            self._supply.reset()
-            self._sensing.reset()
-            if self._safety is not None:
-                self._safety.reset()
+    def pause(self) -> None:
+        """See `ControlLoop`."""
+        self._paused = True
+        self._supply.reset(self._clock())
 
-    def _resume(self) -> None:
-        self._supply.reset()
+    def resume(self) -> None:
+        """See `ControlLoop`."""
+        self._supply.reset(self._clock())
         if self._emergency is not None:
             return  # wins over everything but a reset
         self._paused = False
+        self._resume_safety()
+
+    def _resume_safety(self) -> None:
         if self._safety is not None:
-            self._safety.resume()
+            with suppress(RuntimeError):  # an emergency stop that another thread has just set
+                self._safety.resume()
+
+    def reset(self) -> None:
+        """See `ControlLoop`: the commands that follow bring the robot to rest, then all is forgotten."""
+        self.resetting = True
+        self._supply.reset(self._clock())
+
+    def _forget(self) -> None:
+        self.resetting = False
+        self._emergency = None
+        self._sensing.reset()
+        if self._safety is not None:
+            self._safety.reset()
 
     def emergency_stop(self, reason: str) -> None:
         """See `ControlLoop.emergency_stop`; from any thread or signal handler."""
@@ -127,6 +144,8 @@ class Driver:
         time = due + self._lead
         wanted = self._want(self._safety, now, time)
         sent = Sent() if self._safety is None else self._command(self._safety, wanted, due, time)
+        if self.resetting and self.at_rest:
+            self._forget()
         self.faults.look(now)
         return sent
 
@@ -141,6 +160,7 @@ class Driver:
         self._sensing.know(info)
         self._supply.know(info)
         self.info, self._safety = info, safety
+        self._known = frozenset([*info.obs_dims, *info.image_shapes, *filter(None, [self._limits.position_from])])
         self._watch()
         if self._emergency is not None:  # looked at last: another thread may be setting it
             safety.emergency_stop(self._emergency)
@@ -162,7 +182,7 @@ class Driver:
             not self._mismatched
             and safety is not None
             and safety.state != "stopped"
-            and not (self._paused or self._stopping)
+            and not (self._paused or self._stopping or self.resetting)
         )
         if moving:
             self._supply.ask(self._sensing.newest, self._sensing.stack, now)
@@ -171,8 +191,14 @@ class Driver:
 
     def _command(self, safety: Safety, wanted: Wanted | None, due: float, time: float) -> Sent:
         with self._commanding():
-            command = safety.command(None if wanted is None else wanted.action, due)
+            if self.resetting:
+                command = safety.rest(due)
+            else:
+                action = None if wanted is None else wanted.action
+                command = safety.command(action, due, missing=not self._paused)
             sent = command.action is not None and self._send(command.action, time)
+            if command.action is not None and not sent:
+                safety.unsent()
             if self._watchdog is not None:  # also where the period's command was the watchdog's already
                 self._watchdog.fed(due)
         for intervention in command.interventions:
@@ -219,8 +245,10 @@ class Driver:
     def _guard(self, observation: Observation, read: float) -> bool:
         if self._safety is None:
             return False
+        # What the policy does not know does not matter.
+        values = {key: value for key, value in observation.values.items() if key in self._known}
         with self._commanding():
-            told = self._safety.see(observation, read)
+            told = self._safety.see(Observation(observation.time, values), read)
         for intervention in told:
             self.publisher.put(intervention)
         return self._safety.usable
@@ -246,10 +274,12 @@ class Driver:
     def begin(self) -> None:
         """Before the first period of a run."""
         self._stopping = False
-        self._supply.reset()
+        self._supply.reset(self._clock())
         self._sensing.reset()
-        if self._safety is not None and self._emergency is None:  # the run before ended with a stop
-            self._safety.resume()
+        if self.resetting:
+            self._forget()
+        if self._emergency is None:  # the run before ended with a stop
+            self._resume_safety()
         self._watch()
 
     def end(self) -> None:

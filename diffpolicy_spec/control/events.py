@@ -82,6 +82,7 @@ class ChunkArrived:
         stale: actions whose time had passed; usable: those left.
         frozen: actions it had to continue.
         actions: (P, Da).
+        on_deadline: what is done with chunks that would be late, one of `config.ON_DEADLINE`.
     """
 
     time: float
@@ -96,6 +97,7 @@ class ChunkArrived:
     usable: int
     frozen: int
     actions: NDArray[np.float64]
+    on_deadline: str = "continue"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -21,7 +22,7 @@ from diffpolicy_spec.control.signals import stop_on_signals
 
 __all__ = ["ControlLoop"]
 
-_LONGEST_STOP = 5.0
+_LEAST_STOP = 5.0
 
 
 class ControlLoop:
@@ -62,7 +63,7 @@ class ControlLoop:
             raise ValueError("meanwhile=hold takes the safety action while a chunk is made: with action=stop for good")
         self._clock, self._sleep = clock, sleep
         self._driver = Driver(robot, planner, self.config, safety, subscribers, clock, watched=clock is time.monotonic)
-        self._orders: deque[str] = deque()
+        self._orders: deque[Callable[[], None]] = deque()
         self._reason: str | None = None
         self._running = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -77,20 +78,22 @@ class ControlLoop:
 
     def emergency_stop(self, reason: str = "asked to") -> None:
         """Come to rest and stay, whatever else is asked for, until `reset` and then `resume`; `run` goes on."""
+        # Now, and after all that was asked for before: a reset that is not obeyed yet must not end it.
+        self._orders.append(partial(self._driver.emergency_stop, reason))
         self._driver.emergency_stop(reason)
 
     def pause(self) -> None:
         """No chunks: the safety action, until `resume`."""
-        self._orders.append("pause")
+        self._orders.append(self._driver.pause)
 
     def resume(self) -> None:
         """Go on after `pause`, or after the safety layer has stopped; with a chunk of what is observed then."""
-        self._orders.append("resume")
+        self._orders.append(self._driver.resume)
 
     def reset(self) -> None:
-        """A new episode: forget chunks, observations and where the robot was. An emergency stop becomes a stop, which
-        `resume` ends."""
-        self._orders.append("reset")
+        """A new episode: come to rest if it moves, then forget chunks, observations and where the robot was. An
+        emergency stop becomes a stop, which `resume` ends. What is asked for after it waits until then."""
+        self._orders.append(self._driver.reset)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """One more listener, from the next event on."""
@@ -120,6 +123,12 @@ class ControlLoop:
     def fault_counts(self) -> Mapping[str, int]:
         """How often each kind of fault has happened."""
         return self._driver.faults.counts
+
+    @property
+    def longest_stop(self) -> float:
+        """s: a run ends so long after `stop` at the latest, though nothing can be sent. Coming to rest within the
+        limits is quicker."""
+        return _LEAST_STOP + self._driver.longest_stop
 
     def following(self, count: int, dt: float | None = None) -> NDArray[np.float64] | None:
         """(n, Da), n <= count: what would be commanded from the next period on, within the limits; None: no chunk.
@@ -193,7 +202,7 @@ class ControlLoop:
         """Stop if it runs, and close planner and robot."""
         if self._running.locked():
             self.stop("closed")
-            if self._running.acquire(timeout=_LONGEST_STOP + 1):
+            if self._running.acquire(timeout=self.longest_stop + 1):
                 self._running.release()
         self.planner.close()
         close = getattr(self.robot, "close", None)
@@ -226,8 +235,8 @@ class ControlLoop:
                 due = grid.time(n)
                 sleep_until(due, clock, self._sleep)
                 began = clock()
-                while self._orders:
-                    driver.obey(self._orders.popleft())
+                while self._orders and not driver.resetting:
+                    self._orders.popleft()()
                 if duration is not None and due - start >= duration:
                     self.stop("its time is over")
                 if self._reason is not None and stopping_since is None:
@@ -243,7 +252,7 @@ class ControlLoop:
                     )
                 )  # fmt: skip
                 driver.publisher.flush()
-                if stopping_since is not None and (driver.at_rest or due - stopping_since > _LONGEST_STOP):
+                if stopping_since is not None and (driver.at_rest or due - stopping_since > self.longest_stop):
                     break
                 now = clock()
                 following = grid.after(n, now)
@@ -262,7 +271,7 @@ class ControlLoop:
     def _brake(self, grid: Grid, n: int) -> None:
         """Something has ended the loop that should not have: still, the robot is brought to rest."""
         self._driver.come_to_rest(str(self._reason))
-        until = self._clock() + _LONGEST_STOP
+        until = self._clock() + self.longest_stop
         while not self._driver.at_rest and self._clock() < until:
             n = grid.after(n, self._clock())
             sleep_until(grid.time(n), self._clock, self._sleep)

@@ -80,17 +80,20 @@ class Sensing:
             observations = [self._robot.read()] if every is None else list(every())[-_MOST:]
             complains = _method(self._robot, "failures")
             failures: Sequence[Failure] = () if complains is None else complains()
+            for failure in failures:
+                self._failed(failure, self._clock())
         except Exception as error:
             self._faults.happened("robot_failed", f"read: {_said(error)}", self._clock())
             return
         now = self._clock()
-        for failure in failures:
-            self._failed(failure, now)
         if robot_now is not None and math.isfinite(robot_now) and self.clock_map.synchronise(robot_now, before, after):
             self._jumped(now)
         for observation in observations:
             if observation is not None:
-                self._take(observation, now)
+                try:
+                    self._take(observation, now)
+                except Exception as error:  # anything may be in it
+                    self._invalid(f"an observation cannot be read: {_said(error)}", now)
 
     def _failed(self, failure: Failure, now: float) -> None:
         if failure.recovered:

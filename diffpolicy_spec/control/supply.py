@@ -50,10 +50,13 @@ class Supply:
         self._info = info
         self._requests.know(info)
 
-    def reset(self) -> None:
-        """Forget all chunks, and what was asked for."""
+    def reset(self, now: float) -> None:
+        """Forget all chunks, and what was asked for: it is late no more."""
         self._queue.clear()
         self._requests.clear()
+        self._complaints.discard("late_inference")
+        for kind in ("late_inference", "deadline_missed"):
+            self._faults.over(kind, now, "what was asked for is not waited for any more")
 
     @property
     def waiting(self) -> bool:
@@ -175,6 +178,7 @@ class Supply:
                 exact=plan.exact,
                 deadline_ms=self._config.deadline_ms,
                 deadline_missed=late,
+                on_deadline=self._config.on_deadline,
                 stale=stale,
                 usable=len(actions) - stale,
                 frozen=pending.frozen,

@@ -136,11 +136,11 @@ def test_a_reset_begins_a_new_episode():
     setting.world.at(1001.01, setting.loop.reset)
     setting.run(2.0)
     request = next(r for r in setting.planner.requests if r.time > 1001.01)
-    assert request.time == pytest.approx(1001.05)
+    assert request.time == pytest.approx(1001.15)
     assert (request.obs["pos"][0] == request.obs["pos"][1]).all(), "the history begins anew"
     sources = setting.listener.sources()
-    assert sources[21] == "nothing"
-    assert sources[22] in MOVING
+    assert sources[21:24] == ["hold", "hold", "nothing"], "it comes to rest first"
+    assert sources[24] in MOVING
 
 
 def test_a_limit_that_stops_needs_a_resume():

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Stop", "brake", "reach", "released", "stop"]
+__all__ = ["Stop", "brake", "periods", "reach", "released", "stop"]
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def _release_from(v: Array, q: Array, h: float) -> Array:
     return -np.sign(v) * q * (y + n * (n - 1) / 2) / n
 
 
-def _periods(w: Array, a: Array, q: Array, limit: Array, h: float) -> Array:
+def periods(w: Array, a: Array, q: Array, limit: Array, h: float) -> Array:
     """At least as many as a stop takes that would end at |velocity| w if a were released."""
     return np.ceil(np.abs(a) / q) + 2 * np.ceil(np.sqrt(w / (h * q))) + np.ceil(w / (h * limit)) + 3
 
@@ -64,7 +64,7 @@ def reach(v: Array, a: Array, q: Array, limit: Array, h: float) -> tuple[Array, 
     """Bounds of a stop: how far it goes at most to either side, and its largest |velocity|."""
     w = v + released(a, q, h)
     fast = np.maximum(np.abs(v), np.abs(w))
-    return h * fast * _periods(np.abs(w), a, q, limit, h), fast
+    return h * fast * periods(np.abs(w), a, q, limit, h), fast
 
 
 def brake(v: Array, a: Array, q: Array, limit: Array, h: float) -> Array:
@@ -78,7 +78,7 @@ def stop(v: Array, a: Array, q: Array, limit: Array, h: float) -> Stop:
     # Upside down where releasing ends at a negative velocity: below, the acceleration is pushed down.
     s = np.where(w < 0, -1.0, 1.0)
     v, a, w = s * v, s * a, np.abs(w)
-    steps = int(_periods(w, a, q, limit, h).max(initial=1.0))
+    steps = int(periods(w, a, q, limit, h).max(initial=1.0))
     i = np.arange(1, steps + 1).reshape(-1, *[1] * v.ndim)
     pushed = np.maximum(a - i * q, -limit)
     velocity = v + h * np.cumsum(pushed, axis=0)

@@ -44,6 +44,7 @@ class Safety:
     to whole periods since the last command. A second command for the same period is none ("nothing": the one before it
     is in force). After periods without a command the robot is taken to have stood (velocity commands: to have gone on),
     and starts anew from there; after more than twice `watchdog_ms`, or `resume`, from the position it tells.
+    A command that could not be sent is none: `unsent`.
 
     Args:
         config: see there.
@@ -69,6 +70,7 @@ class Safety:
         self._teller = Teller()
         self._motion: Motion | None = None
         self._last: float | None = None
+        self._before: tuple[Motion | None, float | None] = None, None
         self._stopping: str | None = None
         self._halted: str | None = None
         self._emergency: str | None = None
@@ -82,7 +84,7 @@ class Safety:
 
     @property
     def state(self) -> str:
-        """"ready": nothing sent yet; "running"; "stopped": until `resume`."""
+        """ "ready": nothing sent yet; "running"; "stopped": until `resume`."""
         if self._emergency is not None or self._stopping is not None:
             return "stopped"
         return "ready" if self._motion is None else "running"
@@ -96,6 +98,11 @@ class Safety:
     def at_rest(self) -> bool:
         """Whether the last command has brought all axes to rest; a stopped robot that is may be told to stop."""
         return self._motion is None or self._motion.stands()
+
+    @property
+    def longest_stop(self) -> float:
+        """s that coming to rest takes at most."""
+        return self._filter.longest_stop
 
     @property
     def counts(self) -> Counter[tuple[str, int | None]]:
@@ -156,13 +163,14 @@ class Safety:
         if self._emergency is not None:
             self._stopping, self._emergency = f"emergency stop: {self._emergency}", None
         self._motion = self._last = self._seen = self._stamp = self._fresh = None
+        self._before = None, None
         self._moves.clear()
 
     # --- what it answers ----------------------------------------------------------------------------------------------
 
-    def command(self, wanted: Array | None, now: float) -> Command:
+    def command(self, wanted: Array | None, now: float, *, missing: bool = True) -> Command:
         """What is sent for this period; wanted: (Da,), None where no chunk has an action for now. Never raises for what
-        is wanted."""
+        is wanted. missing: whether None is an intervention, and not what was asked for."""
         told: list[Intervention] = []
         motion = self._due(now)
         if motion is None and self._last is not None:
@@ -176,7 +184,7 @@ class Safety:
                 told += self._teller.tell(fault[0], now, fault[1])
         if motion is None and (wanted is None or fault is not None):
             return Command(None, "nothing", tuple(told))
-        if wanted is None:
+        if wanted is None and missing:
             told += self._teller.tell("no_chunk", now, f"no action for now: {self.config.action}")
         stale = self._stale(now)
         if stale is not None:
@@ -206,6 +214,17 @@ class Safety:
             return Command(None, "nothing")
         told = self._teller.tell(kind, now, message)
         return self._fallback(motion, now, told)
+
+    def rest(self, now: float) -> Command:
+        """Of coming to rest, for whoever asks for that: no intervention, and nothing is latched."""
+        motion = self._due(now)
+        return self._settle(motion, now, "stop" if self.state == "stopped" else "hold", [])
+
+    def unsent(self) -> None:
+        """The last command could not be sent: the robot has done nothing of it."""
+        self._motion, self._last = self._before
+        if self._moves:
+            self._moves.pop()
 
     def preview(self, wanted: Array, now: float, dt: float | None = None) -> Array:
         """(n, Da): what would be commanded if (n, Da) were wanted one after another; changes nothing, never raises for
@@ -246,7 +265,9 @@ class Safety:
             return self._motion
         motion = self._filter.interrupted(self._motion, periods - 1)
         long = 2 * max(1e-3 * self.config.watchdog_ms, self.limits.period)
-        return self._anew(motion) if now - self._last > long else motion
+        # A reading from before the last command does not say where that has brought it.
+        told = self._fresh is not None and self._fresh > self._last
+        return self._anew(motion) if told and now - self._last > long else motion
 
     def _anew(self, motion: Motion) -> Motion:
         """Standing where the robot says it is, as far as it tells."""
@@ -321,6 +342,7 @@ class Safety:
         return self._sent(after, action, now, source, told)
 
     def _sent(self, motion: Motion, action: Array, now: float, source: str, told: list[Intervention]) -> Command:
+        self._before = self._motion, self._last
         self._motion, self._last = motion, now
         if len(self._told):
             self._moves.append((now, self.limits.period * motion.velocity))
@@ -328,5 +350,3 @@ class Safety:
 
     def _clamped(self, axis: int, wanted: Array, action: Array) -> str:
         return f"{self.limits.names[axis]}: {wanted[axis]:g} was wanted, {action[axis]:g} sent"
-
-

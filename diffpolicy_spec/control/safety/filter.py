@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpolicy_spec.control.safety.braking import brake, reach, stop
+from diffpolicy_spec.control.safety.braking import brake, periods, reach, stop
 from diffpolicy_spec.control.safety.limits import SLOWEST_STOP, Limits
 
 __all__ = ["LimitFilter", "Motion"]
@@ -85,6 +85,11 @@ class LimitFilter:
         self._rated = np.flatnonzero(limits.rated)
         self._rates = _Rates.within(limits, self._rated)
         self._unit = np.where(self.deltas, h, 1.0)
+
+    @property
+    def longest_stop(self) -> float:
+        """s that coming to rest takes at most, from any motion within the limits."""
+        return self._rates.longest_stop if len(self._rated) else self.h
 
     def step(self, motion: Motion, wanted: Array) -> tuple[Motion, Array]:
         """The next motion, and the command (Da,) that makes it; wanted: (Da,), finite."""
@@ -192,6 +197,13 @@ class _Rates:
 
     def of(self, which: NDArray[np.int64]) -> _Rates:
         return _Rates(self.velocity[which], self.acceleration[which], self.q[which], self.h)
+
+    @property
+    def longest_stop(self) -> float:
+        """s; from a velocity within its limit, with an acceleration that can be released within it."""
+        v, q, h = self.velocity, self.q, self.h
+        a = np.minimum(self.acceleration, 2 * np.sqrt(v * q / h) + q)
+        return h * float(periods(v, a, q, self.acceleration, h).max())
 
     def next(self, axes: _Axes) -> tuple[Array, NDArray[np.int64]]:
         """(n,) the velocity of the next period, and (n,) what the wanted one ran into, index in LIMITS or -1."""

@@ -49,4 +49,7 @@ def position_fault(values: Mapping[str, NDArray[Any]], key: str, told: NDArray[n
     shape, needed = np.shape(values[key]), int(told.max()) + 1
     if len(shape) != 1 or shape[0] < needed:
         return f"{key!r} (position_from) has shape {shape}, at least ({needed},) is needed"
+    far = np.abs(np.asarray(values[key], np.float64)[told[told >= 0]]).max(initial=0.0)
+    if far > LARGEST:
+        return f"{key!r} (position_from) has {far:g}: that is no position"
     return None

@@ -96,9 +96,10 @@ class Watchdog:
 
     def _due(self) -> float | None:
         """When it has to act; None: not before it is fed."""
-        if self._fed is None:
+        fed = self._fed
+        if fed is None:
             return None
-        return max(self._fed + self._patience, self._mine + self._period)
+        return max(fed + self._patience, self._mine + self._period)
 
     def _run(self) -> None:
         while True:
@@ -126,7 +127,11 @@ class Watchdog:
             command = self._safety.fallback(now, "watchdog", f"the loop has sent nothing for {silent:.0f} ms")
             self._mine = now
             if command.action is not None:
-                self._send(command.action, now)
+                try:
+                    self._send(command.action, now)
+                except Exception:
+                    self._safety.unsent()
+                    raise
                 self.sent += 1
         except Exception as error:
             self._mine = self._clock()
