@@ -115,6 +115,8 @@ class PolicyServer:
         Raises:
             OSError: the address is taken, or none of this machine's.
         """
+        if hasattr(signal, "SIGHUP"):  # sent while it still starts: the checkpoint is being read anyway
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._engine.start()
         asyncio.run(self._main(lambda: ready(self), signals=True))
 
@@ -175,6 +177,7 @@ class PolicyServer:
                 max_size=message_bytes(self.info, self.config), max_queue=_MOST_FRAMES, logger=_SOCKETS,
                 open_timeout=limits.handshake_s, close_timeout=2.0, ping_interval=limits.ping_s,
                 ping_timeout=limits.pong_s, create_connection=limited_connections(limits.max_connections),
+                server_header=None,
             )  # fmt: skip
             self.port = next(iter(server.sockets)).getsockname()[1]
             if signals:

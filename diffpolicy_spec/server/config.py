@@ -94,7 +94,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    tokens: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     insecure: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffpolicy_spec.control.protocols import PolicyInfo
+from diffpolicy_spec.policies.errors import ObservationError
 from diffpolicy_spec.server.jobs import OVER, UNDER_WAY, WAITING, Job, Outcome, refusal_of, turn_of
 from diffpolicy_spec.server.observations import RequestError
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["EngineThread"]
 
 _LOG = logging.getLogger("diffpolicy_spec.server")
+
+_OF_A_REQUEST = (ObservationError, FloatingPointError)
+"""What goes wrong with one request and says nothing of the next."""
+
 
 class EngineThread:
     """Runs an engine.
@@ -60,7 +66,7 @@ class EngineThread:
         self._engine: Any = None
         self._progress = time.monotonic()
         self.failures = 0
-        """Times in a row that the engine failed."""
+        """Times in a row that the engine or its network failed, whatever was asked for."""
         self.on_failure: Callable[[], None] = lambda: None
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -139,6 +145,9 @@ class EngineThread:
 
         done: Future[None] = Future()
         with self._wake:
+            if self._dead is not None or self._stopping:
+                done.set_exception(RuntimeError("the sampler has ended"))
+                return done
             self._commands.append((exchange, done))
             self._wake.notify()
         return done
@@ -188,10 +197,7 @@ class EngineThread:
             commands, self._commands = self._commands, []
             # What is dropped in this round frees its place in the next one.
             places = self._max_chains - len(self._running)
-            begin = sorted(self._pending, key=turn_of)[:places]
-            for job in begin:
-                self._pending.remove(job)
-                job.state = UNDER_WAY
+            begin = self._taken(places)
         for command, done in commands:
             _do(command, done)
         for job in dropped:
@@ -208,7 +214,22 @@ class EngineThread:
             else:
                 for one in finished:
                     self._finish(one)
+                if any(one.error is not None and not isinstance(one.error, _OF_A_REQUEST) for one in finished):
+                    self.failures += 1  # a device that is broken fails every call, and raises nothing here
+                    self.on_failure()
         return True
+
+    def _taken(self, places: int) -> list[Job]:
+        """Jobs whose turn it is: a client that has fewer under way goes first, whatever deadlines others claim."""
+        begin: list[Job] = []
+        under_way = Counter(job.client for job in self._running.values())
+        while self._pending and len(begin) < places:
+            job = min(self._pending, key=lambda one: (under_way[one.client], *turn_of(one)))
+            self._pending.remove(job)
+            job.state = UNDER_WAY
+            under_way[job.client] += 1
+            begin.append(job)
+        return begin
 
     def _begin(self, job: Job) -> None:
         job.begun, job.policy = time.monotonic(), self.info.policy

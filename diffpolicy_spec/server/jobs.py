@@ -49,6 +49,7 @@ class Job:
     Attributes:
         obs, seed, committed, deadline: see `Engine.submit`.
         done: called once with the outcome, in the engine's thread, or where the job was taken back.
+        client: whose it is.
         arrived, begun: s, time.monotonic.
         since: s, from when on it waits for its turn: earlier than it arrived where it took another one's place.
     """
@@ -58,6 +59,7 @@ class Job:
     seed: int | None = None
     committed: NDArray[np.float64] | None = None
     deadline: float | None = None
+    client: str = ""
     arrived: float = field(default_factory=time.monotonic)
     begun: float = float("nan")
     since: float | None = None
@@ -67,7 +69,7 @@ class Job:
 
 
 def turn_of(job: Job) -> tuple[float, float]:
-    """Who has to be first is first; else who came first."""
+    """Of one client's, or of clients that have equally many under way: who has to be first; else who came first."""
     return np.inf if job.deadline is None else job.deadline, job.arrived if job.since is None else job.since
 
 
@@ -79,5 +81,6 @@ def refusal_of(error: Exception) -> RequestError:
         return RequestError("bad_observation", str(error))
     if isinstance(error, ValueError):
         return RequestError("bad_request", str(error))
-    _LOG.error("a chunk failed", exc_info=error)
+    # Where and how often a network's numbers run over is up to what clients send: a line is enough.
+    _LOG.error("a chunk failed: %s", error, exc_info=None if isinstance(error, FloatingPointError) else error)
     return RequestError("internal", f"{type(error).__name__}: {error}")

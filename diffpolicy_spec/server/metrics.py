@@ -47,7 +47,7 @@ class Metrics:
         self.closed = make(counter, "connections_closed_by_server", "closed for what they did", ("reason",))
         self.auth_failures = make(counter, "auth_failures", "handshakes without a right token")
         self.swaps = make(counter, "policy_swaps", "checkpoints that were loaded, or refused", ("outcome",))
-        self.engine_failures = make(counter, "engine_failures", "times the sampler failed and was made anew")
+        self.engine_failures = make(counter, "engine_failures", "times the sampler or its network failed")
         self.policy = make(gauge, "policy_info", "1, for the policy in use", ("policy", "sampler"))
 
     def text(self) -> str:

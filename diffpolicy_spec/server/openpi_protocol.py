@@ -60,7 +60,8 @@ class OpenpiConnection(Connection):
         try:
             obs = self.decoded(data)
             self._tell(obs)
-            asked = service.ask(read_observations(obs, service.names, service.info, self.history), arrived=arrived)
+            values = read_observations(obs, service.names, service.info, self.history)
+            asked = service.ask(values, client=self.client, arrived=arrived)
             served = await self._outcome(asked, gone)
         except CodecError as error:
             self.bad()
@@ -95,7 +96,8 @@ class OpenpiConnection(Connection):
 
     def _tell(self, obs: dict[Any, Any]) -> None:
         """Once a connection: what of its observations does not count."""
-        ignored = [str(key)[:60] for key in obs if key not in self.service.names.wanted()]
+        # ascii: what a client sends must not make lines of its own in the log.
+        ignored = [ascii(key)[:60] for key in obs if key not in self.service.names.wanted()]
         if ignored and not self._told:
             self._told = True
             _LOG.info("%s: the policy does not look at %s", self.client, ", ".join(ignored)[:500])

@@ -112,7 +112,7 @@ class OwnConnection(Connection):
         if len(self._tasks) >= limits.max_in_flight:
             raise RequestError("queue_full", f"{limits.max_in_flight} requests of this connection are under way")
         asked = service.ask(
-            values, arrived=arrived, seed=seed, committed=committed, deadline_ms=deadline_ms,
+            values, client=self.client, arrived=arrived, seed=seed, committed=committed, deadline_ms=deadline_ms,
             since=since,
         )  # fmt: skip
         self._asked[id] = asked

@@ -100,13 +100,14 @@ class Service:
         self,
         obs: Mapping[str, NDArray[Any]],
         *,
+        client: str,
         arrived: float,
         seed: int | None = None,
         committed: NDArray[np.float64] | None = None,
         deadline_ms: float | None = None,
         since: float | None = None,
     ) -> Asked:
-        """Ask for a chunk; arrived, since: see `Job`.
+        """Ask for a chunk; client, arrived, since: see `Job`.
 
         Raises:
             RequestError: there will be none.
@@ -128,7 +129,7 @@ class Service:
 
         wait_ms = self.config.deadline_ms if deadline_ms is None else deadline_ms
         deadline = None if wait_ms is None else arrived + wait_ms / 1e3
-        job = Job(obs, done, seed, committed, deadline, arrived, since=since)
+        job = Job(obs, done, seed, committed, deadline, client, arrived, since=since)
         self.metrics.seconds.labels("read").observe(time.monotonic() - arrived)
         self.engine.submit(job)
         return Asked(job, future)

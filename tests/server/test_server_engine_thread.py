@@ -115,6 +115,19 @@ def test_who_has_to_be_first_is_first(running):
     assert running.made[0].begun == [100, 2, 1, 0]
 
 
+def test_a_client_that_wants_much_at_once_does_not_keep_the_others_waiting():
+    running = Running(max_chains=1, max_waiting=10)
+    running.hold()
+    for seed in range(4):
+        running.ask(seed, client="greedy", deadline=0.0)
+    jobs = [running.ask(seed, client=client) for seed, client in ((10, "arm"), (11, "leg"))]
+    taken = running.thread._taken(4)
+    assert [job.seed for job in taken] == [0, 10, 11, 1]
+    assert [job for job, _ in jobs] == taken[1:3]
+    running.release()
+    running.thread.stop()
+
+
 def test_jobs_are_taken_back_while_they_wait_and_while_they_are_under_way(running):
     running.hold()
     job, future = running.ask(seed=1)
@@ -157,6 +170,23 @@ def test_a_sampler_that_fails_loses_what_it_had_and_is_made_anew():
     running.thread.stop()
 
 
+def test_a_network_that_always_fails_is_told_and_one_observation_that_breaks_it_is_not(running):
+    """A device that is gone raises in the network's call, which costs the engine nothing but its chunks."""
+    networks = running.made[0]._lanes[0].pool.chains.networks
+    honest, failed = networks.denoise, []
+    running.thread.on_failure = lambda: failed.append(1)
+
+    def gone(x, t, chain):
+        raise RuntimeError("the device is gone")
+
+    for denoise, failures in ((gone, 3), (lambda x, t, chain: honest(x, t, chain) * np.nan, 3), (honest, 0)):
+        networks.denoise = denoise
+        for _ in range(3):
+            assert (running.ask()[1].result(10).error is None) == (denoise is honest)
+        until(lambda failures=failures: running.thread.failures == failures)
+    assert len(failed) == 3
+
+
 def test_a_chunk_that_is_not_finite_is_never_given(running):
     engine = running.made[0]
     step = engine._engine.step
@@ -195,6 +225,12 @@ def test_jobs_that_are_left_at_the_end_are_told(running):
     assert {future.result(10).error.kind for future in (waiting,)} == {"draining"}
     with pytest.raises(RequestError, match="going down"):
         running.ask()
+
+
+def test_a_policy_for_a_thread_that_has_ended_is_refused(running):
+    running.thread.stop()
+    with pytest.raises(RuntimeError, match="has ended"):
+        running.thread.swap(served_policy(1), running.thread.info).result(10)
 
 
 def test_what_goes_wrong_at_the_start_is_raised_there():

@@ -83,6 +83,7 @@ def test_metrics_are_prometheus_text_that_counts(server):
     with Client(server.url) as client:
         for deadline in (None, 0.0):
             client.infer(observation(), deadline_ms=deadline)
+        until(lambda: client.infer(observation()).cost.accepted > 0)
         status, text = get(server, "/metrics")
     assert status == 200
     samples = {}
