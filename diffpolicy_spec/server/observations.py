@@ -154,6 +154,11 @@ def read_observations(
     if not isinstance(obs, Mapping):
         raise RequestError("bad_observation", f"observations must be a map, got {type(obs).__name__}")
     picked = names.pick(obs)
+    for key, value in picked.items():  # before they are remembered: steps that follow are read together with this one
+        with np.errstate(over="ignore"):
+            finite = value.dtype.kind != "f" or bool(np.isfinite(value.astype(np.float32, copy=False)).all())
+        if not finite:
+            raise RequestError("bad_observation", f"'{key}' holds NaN or infinity (as float32)")
     single: dict[str, bool] = {}
     found: dict[str, NDArray[Any]] = {}
     for key, value in picked.items():

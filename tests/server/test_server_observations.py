@@ -98,6 +98,16 @@ def test_consecutive_steps_are_a_history_until_there_is_a_gap():
     np.testing.assert_array_equal(history.stacked({"pos": np.array([5.0])})["pos"][:, 0], [5, 5])
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e300])
+def test_a_step_that_is_not_finite_is_refused_and_not_remembered(wrong):
+    history = History("consecutive", 2, 30.0)
+    read(step(pos=np.full(3, 1.0)), history=history)
+    with pytest.raises(RequestError, match="'pos' holds NaN or infinity"):
+        read(step(pos=np.array([0.0, wrong, 0.0])), history=history)
+    found = read(step(pos=np.full(3, 2.0)), history=history)
+    np.testing.assert_array_equal(found["pos"][:, 0], [1, 2])
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
