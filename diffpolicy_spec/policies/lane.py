@@ -108,7 +108,7 @@ class Lane:
             ObservationError: an observation cannot be encoded (after a swap, say); none has begun then.
         """
         policy, generators = self.policy, [request.generator for request in requests]
-        values = {key: torch.cat([request.values[key] for request in requests]) for key in requests[0].values}
+        values = {key: _joined([request.values[key] for request in requests]) for key in requests[0].values}
         given, known = condition(policy.observations.encode(values, generators), policy.config)
         inpaint = over_plan(known, self._known(requests), policy.config)
         noise = draw_noise((len(requests), *self._shape), self.sampler.schedule, generators, policy.device)
@@ -170,3 +170,10 @@ class Lane:
         free = Inpainting(nothing.bool(), nothing)
         parts = [free if r.committed is None else inpainting_of(self.policy, r.committed) for r in requests]
         return Inpainting(torch.cat([p.mask for p in parts]), torch.cat([p.values for p in parts]))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """What several requests observed, (n, To, ...); images of bytes as floats in [0, 1] where others are floats."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part / 255 if part.dtype == torch.uint8 else part for part in parts]
+    return torch.cat(list(parts))

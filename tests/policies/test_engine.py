@@ -143,6 +143,29 @@ def test_every_kind_of_policy_is_served(changes):
         np.testing.assert_allclose(answers[ticket].action_pred, expected.action_pred[0], atol=1e-4)
 
 
+def test_images_of_bytes_and_of_floats_that_come_together_are_each_what_they_are():
+    """Joined as they are, bytes would count as floats of 0 ... 255."""
+    policy = tiny_policy(**CAMERAS)
+    engine = Engine(policy, max_chains=3, adaptive=False)
+    obs = [obs_for(policy.config, 1, seed=i) for i in range(3)]
+    for camera, shape in policy.config.image_shapes.items():
+        pixels = np.random.default_rng(0).integers(0, 256, (1, policy.config.n_obs_steps, *shape), np.uint8)
+        obs[0][camera], obs[1][camera] = pixels, pixels / np.float32(255)
+    tickets = [engine.submit({k: v[0] for k, v in o.items()}, seed=i) for i, o in enumerate(obs)]
+    answers = run_out(engine)
+    for i, ticket in enumerate(tickets):
+        expected = policy.predict_action(obs[i], generator=[torch.Generator().manual_seed(i)])
+        np.testing.assert_allclose(answers[ticket].action_pred, expected.action_pred[0], atol=1e-4)
+
+
+def test_requests_without_a_seed_have_noise_of_their_own():
+    engine = Engine(tiny_policy(), max_chains=2)
+    tickets = [engine.submit(one(0)) for _ in range(4)]  # of one observation, two together and two after another
+    answers = run_out(engine)
+    drawn = np.stack([answers[ticket].action_pred for ticket in tickets])
+    assert all(np.abs(drawn[i] - drawn[j]).max() > 1e-2 for i in range(4) for j in range(i))
+
+
 def test_a_chunk_that_is_cancelled_is_not_drawn():
     engine = Engine(tiny_policy(), max_chains=2, adaptive=False)
     tickets = [engine.submit(one(i), seed=i) for i in range(4)]
