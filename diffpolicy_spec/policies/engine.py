@@ -31,7 +31,8 @@ class Finished:
     Attributes:
         ticket: from `Engine.submit`.
         action_pred: (T, Da) the whole plan in the action's own units; None where there is an error.
-        exact: whether it is a draw from the sampler's law; False: finished by DDIM to keep its deadline.
+        exact: whether it is a draw from the sampler's law; False: finished by DDIM to keep its deadline. Where some
+            are, those in time are a selection: see docs/deadlines.md.
         calls: sequential network calls; evaluations: rows; accepted, rejected: drafted steps.
         shared: mean number of chains in its calls.
         latency_ms: from `submit` until it was there.
@@ -120,7 +121,7 @@ class Engine:
 
         Args:
             obs: key -> (To, d) in their own units, camera -> (To, C, H, W).
-            seed: of its noise; None: any.
+            seed: of its noise; None: any. Requests with one seed have one noise: they are not independent draws.
             committed: (n, Da) actions from the newest observation on that will be executed whatever comes; the chunk
                 continues them. None: the chunk is free.
             deadline: s on the clock, when it has to be there. A chain that would be late is finished by a few DDIM
@@ -181,6 +182,8 @@ class Engine:
                 done += self._advance(lane)
         with self._lock:
             self._lanes = [lane for lane in self._lanes[:-1] if lane.requests] + self._lanes[-1:]
+            # One that was through in this very step, while another thread cancelled it, is known no more.
+            self._cancelled &= {request.ticket for lane in self._lanes for request in lane.requests.values()}
         return done
 
     def _lane(self, policy: DiffusionPolicy) -> Lane:
