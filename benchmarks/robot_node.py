@@ -79,7 +79,8 @@ def by_node(seeds: Sequence[int], control_hz: float = 20.0, max_steps: int = 400
             ):
                 node.line_with("dps-ros-bridge:")
                 for seed in seeds:
-                    call(url, "/lift_policy/reset")  # after this nothing is sent
+                    call(url, "/lift_policy/reset")
+                    time.sleep(5 / control_hz)  # it comes to rest, at once within these limits; then nothing is sent
                     robot.ask({"reset": seed})
                     call(url, "/lift_policy/start")
                     result = robot.ask({"result": timeout})["result"]

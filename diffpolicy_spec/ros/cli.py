@@ -19,6 +19,7 @@ from typing import Any
 
 from diffpolicy_spec.command import command
 from diffpolicy_spec.control import Fault, Intervention, Planner, Subscriber
+from diffpolicy_spec.control.background import Background
 from diffpolicy_spec.ros.contract import Contract, load_contract
 from diffpolicy_spec.ros.contract_inputs import IMAGE_TYPES
 from diffpolicy_spec.ros.contracts import example, examples
@@ -31,16 +32,21 @@ SWITCH_S = 1e-3
 LOGGER = logging.getLogger("diffpolicy_spec.ros")
 
 
-class Sayer(Subscriber):
-    """Says what goes wrong, in a line each."""
+class Sayer(Background):
+    """Says what goes wrong, in a line each. The loop does not wait for whoever reads them."""
 
-    def on_fault(self, event: Fault) -> None:
-        """Told when it begins and when it is over."""
-        (LOGGER.info if event.recovered else LOGGER.warning)("%s: %s", event.kind, event.message)
+    def __init__(self) -> None:
+        super().__init__(capacity=1000)
+        self._begin()
 
-    def on_intervention(self, event: Intervention) -> None:
-        """Told now and then."""
-        LOGGER.warning("%s: %s", event.kind, event.message)
+    def _put(self, event: Any) -> None:
+        if isinstance(event, Fault | Intervention):
+            super()._put(event)
+
+    def work(self, event: Any) -> None:
+        """Say an event."""
+        over = isinstance(event, Fault) and event.recovered
+        (LOGGER.info if over else LOGGER.warning)("%s: %s", event.kind, event.message)
 
 
 def contract_of(cfg: Mapping[str, Any]) -> Contract:

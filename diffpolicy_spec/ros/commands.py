@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,7 @@ class Commands:
             (output, transport.advertise(output.topic, output.type, queue_length=output.queue_length))
             for output in contract.outputs
         ]
+        self._rates = {output.topic for output in contract.outputs if _is_rate(output, contract.safety.kind)}
         self._promises: dict[str, _Promise] = {}
         self._pending: tuple[Array, float] | None = None
         self._last: tuple[Array, float] | None = None
@@ -70,7 +71,8 @@ class Commands:
 
         Args:
             action: (Da,). time: s, on the robot's clock, when it is to be executed.
-            later: trajectories may wait for `chunk` or `flush`, one of which follows at once.
+            later: trajectories may wait for `chunk` or `flush`, one of which follows at once; where neither has
+                followed the command before, they do not.
 
         Raises:
             ValueError: numbers that are not finite or name no rotation; nothing of it is published.
@@ -81,7 +83,7 @@ class Commands:
                 self.counts["not_sent"] += 1
                 return
             messages = []
-            broken = False
+            broken, later = False, later and self._pending is None
             for output, publish in self._publish:
                 if output.promised:
                     promise, values = self._promises.get(output.topic), values_of(output, action)
@@ -118,6 +120,8 @@ class Commands:
         with self._lock:
             for output, publish in self._publish:
                 message = standstill(output)
+                if message is None and output.topic in self._rates:
+                    message = command(output, np.zeros(output.stop), 0.0, self._period, self._contract.ros)
                 if message is not None:
                     self._count(publish(message))
 
@@ -149,3 +153,9 @@ class Commands:
 
     def _count(self, sent: bool) -> None:
         self.counts["sent" if sent else "not_sent"] += 1
+
+
+def _is_rate(output: Output, kind: str | Sequence[str]) -> bool:
+    """Whether all a Float64MultiArray commands are velocities."""
+    kinds = {kind} if isinstance(kind, str) else set(kind[output.start : output.stop])
+    return output.type == "std_msgs/Float64MultiArray" and kinds == {"velocity"}

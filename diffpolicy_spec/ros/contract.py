@@ -157,6 +157,10 @@ def parse_contract(text: str, source: str = "contract") -> Contract:
 
     made = Contract(name, ros, inputs, outputs)
     _check_names(made, actions)
+    twists = {i for o in outputs if o.type == "geometry_msgs/Twist" for i in range(o.start, o.stop)}
+    limits = read_safety(safety, made.axis_names, _number_keys(made), twists)
+    if control and settings.meanwhile == "hold" and limits.action == "stop":
+        raise control.error("meanwhile: hold takes the safety action while a chunk is made: with action: stop for good")
     autostart, heartbeat = rest["autostart"], rest["heartbeat"]
     tolerance, stamps = _synchronise(rest["synchronise"])
     return Contract(
@@ -171,7 +175,7 @@ def parse_contract(text: str, source: str = "contract") -> Contract:
         diagnostics=_diagnostics(rest["diagnostics"], name),
         heartbeat=_heartbeat(heartbeat) if heartbeat else None,
         control=settings,
-        safety=read_safety(safety, made.axis_names, _number_keys(made)),
+        safety=limits,
         source=source,
     )
 

@@ -50,8 +50,6 @@ class FrameReader:
         name, data, num, total = (frame.get(key) for key in ("id", "data", "num", "total"))
         if isinstance(total, float) and 1 <= total <= self._max_bytes:
             total = int(total)  # rosbridge writes (length - 1) / size + 1, and means whole ones
-        if isinstance(total, float) and 1 <= total <= self._max_bytes:
-            total = int(total)  # rosbridge divides without rounding: 2.4 are two fragments
         if not isinstance(num, int) or not isinstance(total, int) or not 0 <= num < total <= self._max_bytes:
             raise BadFrame("a fragment without num and total")
         if not isinstance(name, str | int) or not isinstance(data, str):

@@ -27,7 +27,7 @@ from typing import Any
 from diffpolicy_spec.control.signals import stop_on_signals
 from diffpolicy_spec.optional import require
 from diffpolicy_spec.ros.cli import SWITCH_S, contract_of, listeners_of, planner_of
-from diffpolicy_spec.ros.node import LONGEST_STOP_S, BridgeNode
+from diffpolicy_spec.ros.node import BridgeNode
 from diffpolicy_spec.ros.rclpy_transport import RclpyTransport, ros2_module
 
 __all__ = ["PARAMETERS", "lifecycle_node_class", "main", "settings_of"]
@@ -130,7 +130,7 @@ def lifecycle_node_class() -> Any:
             self._stop_watching()
             self.bridge.end("deactivated")
             with suppress(ValueError):  # the watch has told it
-                if not self.bridge.wait(LONGEST_STOP_S):
+                if not self.bridge.wait(self.bridge.longest_stop):
                     self.get_logger().error("the control loop does not end")
                     return done.FAILURE
             return done.SUCCESS

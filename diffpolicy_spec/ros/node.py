@@ -20,7 +20,6 @@ __all__ = ["BridgeNode"]
 
 LOGGER = logging.getLogger("diffpolicy_spec.ros")
 HEARTBEAT_TYPE = "std_msgs/Header"
-LONGEST_STOP_S = 6.0
 MOST_POINTS = 256
 """Of a trajectory; chunks have fewer."""
 
@@ -104,6 +103,11 @@ class BridgeNode:
             self._raise_mismatch()
         return ended
 
+    @property
+    def longest_stop(self) -> float:
+        """s, within which the loop ends after `end`."""
+        return self.loop.longest_stop + 1
+
     def end(self, reason: str = "asked to") -> None:
         """Come to rest within the limits, and end the loop."""
         self.loop.stop(reason)
@@ -114,7 +118,10 @@ class BridgeNode:
             return
         if self.loop.state != "idle":
             self.loop.stop("the node is closed")
-            self.loop.join(LONGEST_STOP_S)
+            try:
+                self.loop.join(self.longest_stop)
+            except Exception:  # all else is closed though the loop has failed
+                LOGGER.exception("the control loop has failed")
         self._closed.set()
         self._thread.join(2)
         self.publish_diagnostics()
@@ -210,6 +217,7 @@ class BridgeNode:
     def _connected(self) -> None:
         if self._was_connected and self.emergency is None:
             # What the loop has commanded meanwhile nobody got. A latched stop stays: there the robot is at rest anyway.
+            self.robot.stop()  # what it was to do when the line was cut may have been a velocity
             self.loop.reset()
             self._anew = True
         else:

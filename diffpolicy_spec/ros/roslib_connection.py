@@ -20,6 +20,8 @@ __all__ = ["CLOSE_S", "NEEDED_BY", "Owner", "connect", "in_reactor_thread", "tru
 
 NEEDED_BY = "the ROS bridge"
 CLOSE_S = 1.0
+UNREAD = 3.0
+"""Times pong_s: a server that talks, but answers no ping for so long, does not read."""
 _reactor_lock = threading.Lock()
 
 
@@ -57,7 +59,8 @@ def connect(
     Args:
         owner: told in the reactor's thread. max_bytes: of a frame; a larger one ends the connection.
         context: of TLS, see `trust`; None: none. headers: more of the handshake.
-        ping_s, pong_s: a server that was silent for ping_s is pinged; one that does not answer within pong_s is gone.
+        ping_s, pong_s: the server is pinged every ping_s; one that is silent for ping_s + pong_s is gone, and one that
+            talks but answers no ping for UNREAD times pong_s.
         backoff_s: (first, longest) wait before connecting again.
 
     Returns:
@@ -77,35 +80,48 @@ def connect(
 
     class Wire(protocol_base):
         reader: FrameReader | None = None
-        heard: float
-        pinged: float | None
         wasNotCleanReason: str | None
 
         def onOpen(self) -> None:
             self.reader = FrameReader(max_bytes)
-            self.heard, self.pinged = _time.monotonic(), None
+            self.looked = _time.monotonic()
+            self.silent = self.unread = 0.0  # s since anything was heard, since an answer to a ping
+            self.asked = False
             self.look()
             super().onOpen()
             owner.opened(self)
 
         def dataReceived(self, data: bytes) -> None:
-            self.heard, self.pinged = _time.monotonic(), None
+            self.silent = 0.0
             super().dataReceived(data)
+
+        def onPong(self, payload: bytes) -> None:
+            self.unread, self.asked = 0.0, False
 
         def look(self) -> None:
             # Not by autobahn's own pings: their times are cut to whole seconds, 0.9 s to none.
             if self.state != self.STATE_OPEN:
                 return
-            now = _time.monotonic()
-            if self.pinged is None and now - self.heard > ping_s:
-                self.pinged = now
-                self.sendPing()
-            # Counted from the ping: a process that was stopped for a while has not listened either.
-            elif self.pinged is not None and now - self.pinged > pong_s:
-                self.wasNotCleanReason = f"rosbridge was silent for {now - self.heard:.1f} s, and did not answer a ping"
-                self.dropConnection(abort=True)
+            # What a process was stopped for is left out: it has not listened either.
+            now, every = _time.monotonic(), min(ping_s, pong_s) / 4
+            passed, self.looked = min(now - self.looked, 2 * every), now
+            self.silent, self.unread = self.silent + passed, self.unread + passed
+            if not self.asked:
+                if self.unread > ping_s:
+                    self.asked = True
+                    self.sendPing()
+            elif self.silent > ping_s + pong_s:
+                self.give_up(f"rosbridge was silent for {self.silent:.1f} s, and did not answer a ping")
                 return
-            reactor.callLater(min(ping_s, pong_s) / 4, self.look)
+            elif self.unread > ping_s + UNREAD * pong_s:
+                # Commands would wait in the line, and come late.
+                self.give_up(f"rosbridge does not read what is sent: no answer to a ping for {self.unread:.1f} s")
+                return
+            reactor.callLater(every, self.look)
+
+        def give_up(self, reason: str) -> None:
+            self.wasNotCleanReason = reason
+            self.dropConnection(abort=True)
 
         def onMessage(self, payload: bytes, isBinary: bool) -> None:
             assert self.reader is not None

@@ -45,7 +45,8 @@ class RoslibTransport:
         headers: more HTTP headers of the handshake.
         tls_ca: PEM file of the certificates a wss server's has to be signed by; None: those the system trusts.
         max_message_bytes: a larger message is not read: a fragmented one is dropped, any other ends the connection.
-        ping_s, pong_s: a server that was silent for ping_s is pinged; one that does not answer within pong_s is gone.
+        ping_s, pong_s: the server is pinged every ping_s; one that is silent for ping_s + pong_s is gone, and one that
+            talks but answers no ping for three times pong_s.
         backoff_s: (first, longest) wait before connecting again.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time as _time
 from collections import Counter, deque
@@ -23,6 +24,9 @@ __all__ = ["TopicRobot"]
 
 SILENT_S = 1.0
 """A topic that was silent for so long is told, if it was not throttled to come less often."""
+
+SILENT_AGAIN_S = 0.5
+"""And told again so often: it is no fault that is over."""
 
 IMAGE_GAP = 0.25
 """Control periods: images that come faster are not decoded."""
@@ -55,7 +59,7 @@ class TopicRobot:
         self._fresh: deque[Observation] = deque(maxlen=64)  # nobody has read them yet
         self._failures: dict[tuple[str, str, bool], Failure] = {}
         self._heard: dict[str, float] = {}
-        self._silent: set[str] = set()
+        self._silent: dict[str, float] = {}  # when it was told last
         self._lock = threading.Lock()
         self._reader: int | None = None
         self._began, self._never = clock(), True
@@ -198,12 +202,12 @@ class TopicRobot:
         for topic in self.contract.inputs:
             last = self._heard.get(topic.topic, self._began)
             silent = now - last > SILENT_S + 2e-3 * topic.throttle_ms
-            if silent and topic.topic not in self._silent:
-                self._silent.add(topic.topic)
+            if silent and now - self._silent.get(topic.topic, -math.inf) >= SILENT_AGAIN_S:
+                self._silent[topic.topic] = now
                 text = f"{topic.topic}: no message for {now - last:.1f} s: is it published, as {topic.type}?"
                 self._fail("observation_invalid", text, topic.topic)
             elif not silent:
-                self._silent.discard(topic.topic)
+                self._silent.pop(topic.topic, None)
 
     def _fail(self, kind: str, message: str, topic: str = "", recovered: bool = False) -> None:
         with self._lock:
