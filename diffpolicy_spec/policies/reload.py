@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,9 @@ __all__ = ["Refused", "Swapped", "WatchedPolicy", "differences"]
 _MUST_FIT = (
     "obs_dims", "image_shapes", "n_obs_steps", "n_action_steps", "horizon", "action_dim", "first", "action_repr",
 )  # fmt: skip
+
+_AT_EXIT_S = 5.0
+"""A program that ends waits so long for a policy that is being loaded: torch aborts a process that ends under it."""
 
 Marks = tuple[tuple[str, int, int, int], ...]  # name, mtime_ns, bytes, inode of each file
 
@@ -138,6 +142,7 @@ class WatchedPolicy:
             if self._loading.is_alive():
                 return None
             self._loading.join()
+            atexit.unregister(self._loading.join)
             self._loading = None
             return self._take()
         now = self._clock()
@@ -150,6 +155,7 @@ class WatchedPolicy:
             self._tried = marks
             self._loading = threading.Thread(target=self._load_new, name="dps-load-policy", daemon=True)
             self._loading.start()
+            atexit.register(self._loading.join, _AT_EXIT_S)
         return None
 
     def _load_new(self) -> None:

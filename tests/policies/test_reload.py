@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -202,3 +204,33 @@ def test_looking_is_quick_and_seldom(path, monkeypatch):
     polled(watch, hand, 5.0, 0.01)
     assert len(looks) <= 11
     assert np.isfinite(watch.info.action_dim)
+
+
+ENDS_WHILE_LOADING = """
+import sys, threading, time, torch
+from diffpolicy_spec.policies.reload import WatchedPolicy
+
+busy = threading.Event()
+
+def prepare(policy, sampler):
+    if threading.current_thread() is threading.main_thread():
+        return
+    busy.set()
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        torch.randn(300, 300) @ torch.randn(300, 300)
+
+watched = WatchedPolicy(sys.argv[1], prepare=prepare, settle=0.0, look_every=0.0)
+(watched._path / "config.json").touch()
+while not busy.wait(0.01):
+    watched.poll()
+print("ends")
+"""
+
+
+def test_a_program_may_end_while_a_policy_is_being_loaded(path):
+    """torch aborts a process that ends under one of its threads."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS_WHILE_LOADING, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.stdout, ended.returncode) == ("ends\n", 0), ended.stderr
