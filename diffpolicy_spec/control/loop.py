@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -65,6 +66,7 @@ class ControlLoop:
         self._driver = Driver(robot, planner, self.config, safety, subscribers, clock, watched=clock is time.monotonic)
         self._orders: deque[Callable[[], None]] = deque()
         self._reason: str | None = None
+        self._due = math.inf
         self._running = threading.Lock()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -123,6 +125,12 @@ class ControlLoop:
     def fault_counts(self) -> Mapping[str, int]:
         """How often each kind of fault has happened."""
         return self._driver.faults.counts
+
+    @property
+    def behind(self) -> float:
+        """s since the present period was to begin: more than a period where the loop hangs, in the robot's `read` say,
+        and the watchdog commands; what that tells is published when the loop is back. 0: it does not run."""
+        return max(0.0, self._clock() - self._due) if self._running.locked() else 0.0
 
     @property
     def longest_stop(self) -> float:
@@ -232,7 +240,7 @@ class ControlLoop:
         grid, n, stopping_since = Grid(start, config.control_hz), 0, None
         try:
             while True:
-                due = grid.time(n)
+                due = self._due = grid.time(n)
                 sleep_until(due, clock, self._sleep)
                 began = clock()
                 while self._orders and not driver.resetting:
@@ -264,6 +272,7 @@ class ControlLoop:
             self._brake(grid, n)
             raise
         finally:
+            self._due = math.inf
             driver.end()
             driver.publisher.put(LoopStopped(clock(), self._reason or "stopped"))
             driver.publisher.flush()

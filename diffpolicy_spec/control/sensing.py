@@ -97,10 +97,10 @@ class Sensing:
 
     def _failed(self, failure: Failure, now: float) -> None:
         if failure.recovered:
-            self._faults.over(failure.kind, now, failure.message)
+            self._faults.over(failure.kind, now, failure.message, whose="robot")
         else:
             kind = failure.kind if failure.kind in FAULTS else "robot_failed"
-            self._faults.happened(kind, failure.message, now, lasting=kind == "connection_lost")
+            self._faults.happened(kind, failure.message, now, lasting=kind == "connection_lost", whose="robot")
 
     def _take(self, observation: Observation, now: float) -> None:
         stamp = _stamp(observation)

@@ -20,6 +20,7 @@ __all__ = ["BridgeNode"]
 
 LOGGER = logging.getLogger("diffpolicy_spec.ros")
 HEARTBEAT_TYPE = "std_msgs/Header"
+HANGS_S = 1.0
 MOST_POINTS = 256
 """Of a trajectory; chunks have fewer."""
 
@@ -54,8 +55,6 @@ class BridgeNode:
             contract.safety,
             [self.recorder, _Events(self), *subscribers],
         )
-        if not contract.autostart:
-            self.loop.pause()
         self.emergency: str | None = None
         self.mismatch: str | None = None
         self._met = False
@@ -83,6 +82,7 @@ class BridgeNode:
             ContractError: the contract does not fit the policy. Nothing was sent.
             ValueError: the safety limits do not fit its actions. Nothing was sent.
         """
+        self._await_start()
         try:
             self.loop.run(duration, signals=signals)
         except ValueError as error:
@@ -91,6 +91,7 @@ class BridgeNode:
 
     def begin(self, duration: float | None = None) -> None:
         """`run` in a thread of its own; `wait` for its end."""
+        self._await_start()
         self.loop.start(duration)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -172,6 +173,8 @@ class BridgeNode:
             level, message = ERROR, f"emergency stop: {self.emergency}"
         elif state in ("stopped", "idle"):
             level, message = ERROR, "stopped by the safety layer" if state == "stopped" else "the loop is not running"
+        elif self.loop.behind > HANGS_S:
+            level, message = ERROR, f"the loop hangs since {self.loop.behind:.1f} s, the watchdog commands"
         elif faults or notes:
             level, message = WARN, f"{state}: {'; '.join([*notes, *faults])}"
         else:
@@ -208,6 +211,11 @@ class BridgeNode:
                 LOGGER.exception("diagnostics could not be published")
 
     # Inside
+
+    def _await_start(self) -> None:
+        """Each run waits for the service, whatever was asked for in the one before."""
+        if not self.contract.autostart and self.loop.state == "idle":
+            self.loop.pause()
 
     def _disconnected(self, reason: str) -> None:
         # The loop goes on. Where it is when the connection is back, the robot is not: nothing of it may be sent then.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from loop_world import DT, HZ, Setting
 
-from diffpolicy_spec.control import Observation, SafetyConfig
+from diffpolicy_spec.control import ChunkArrived, Failure, JsonLines, Observation, SafetyConfig, read_records
 
 MOVING = {"chunk", "old_chunk"}
 LIMITED = SafetyConfig(velocity=2.0, acceleration=10.0, position_from="pos")
@@ -203,6 +203,32 @@ def test_failures_that_are_none_do_not_end_the_loop():
     setting.run(1.0)
     assert setting.listener.stopped[0].reason == "its time is over"
     assert "robot_failed" in setting.listener.kinds()
+
+
+def test_a_connection_that_is_back_is_not_the_other_one():
+    """The robot's and the planner's may be lost together; each is over by itself."""
+    setting = driven()
+    told, active = [], {}
+    setting.robot.failures = lambda: [told.pop()] if told else []
+    setting.world.at(1001.01, lambda: told.append(Failure("connection_lost", "to the robot")))
+    setting.world.at(1001.01, lambda: setting.planner.fail("connection_lost", "to the server"))
+    setting.world.at(1002.01, lambda: setting.planner.fail("connection_lost", "the server is back", recovered=True))
+    setting.world.at(1002.5, lambda: active.update(both=setting.loop.faults))
+    setting.world.at(1003.01, lambda: told.append(Failure("connection_lost", "back", recovered=True)))
+    setting.run(4.0)
+    assert active["both"] == ("connection_lost",)
+    assert setting.loop.faults == ()
+    assert setting.listener.kinds().count("connection_lost") == 2
+
+
+def test_every_chunks_record_says_what_is_done_with_late_ones(tmp_path):
+    setting = driven(deadline_ms=100.0, on_deadline="finish")
+    with JsonLines(tmp_path / "log.jsonl") as log:
+        setting.loop.subscribe(log)
+        setting.run(1.0)
+    chunks = [event for event in read_records(tmp_path / "log.jsonl") if isinstance(event, ChunkArrived)]
+    assert chunks
+    assert {chunk.on_deadline for chunk in [*chunks, *setting.listener.chunks]} == {"finish"}
 
 
 def test_an_observation_that_is_none():

@@ -181,6 +181,40 @@ def test_trajectories_are_sent_though_nobody_looks_after_them(arm):
     wait_for(lambda: len(transport.sent["/arm/command"]) > before + 5)
 
 
+def test_each_run_waits_for_its_start():
+    """Activated again, a lifecycle node does not go on where somebody had started it before."""
+    transport = LocalTransport()
+    text = BASE.format(safety="").replace("autostart: true", "")
+    node = BridgeNode(parse_contract(text), transport, planner(driving, INFO))
+    with Robot(transport, "/state", lambda: {"data": [0.0]}):
+        try:
+            node.begin()
+            wait_for(lambda: transport.services["/base/start"]({})["success"])
+            wait_for(lambda: speeds(transport)[-1:] == [0.4])
+            node.end()
+            assert node.wait(10)
+            before = len(speeds(transport))
+            node.begin()
+            wait_for(lambda: node.loop.state == "paused")
+            time.sleep(0.5)
+            assert set(speeds(transport)[before:]) <= {0.0}
+        finally:
+            node.close()
+
+
+def test_a_loop_that_hangs_is_told_in_the_diagnostics(wheels):
+    _, node, _ = wheels
+    hang = threading.Event()
+    node.robot.readings = lambda: hang.wait(20) and []
+    try:
+        wait_for(lambda: "hangs since" in node.statuses()[0].message)
+        assert node.statuses()[0].level == 2
+        wait_for(lambda: node.transport.sent["/cmd_vel"][-1]["linear"]["x"] == 0.0)
+    finally:
+        hang.set()
+    wait_for(lambda: "hangs" not in node.statuses()[0].message)
+
+
 def test_a_topic_that_stays_silent_stays_a_fault(arm):
     _, node = arm
     node.robot._receive = None  # nothing of what follows matters
