@@ -197,6 +197,18 @@ def test_held_up_it_goes_on_from_the_last_command_not_from_a_reading_before_it()
     assert np.abs(velocities(setting)).max() <= 2.0 + 1e-9
 
 
+def test_resumed_without_readings_it_stays_where_it_is():
+    """The last reading is from before it came to rest."""
+    setting = driven(SafetyConfig(velocity=2.0, position_from="pos", action="stop"))
+    read = setting.robot.read
+    setting.robot.read = lambda: read() if setting.world.now < 1001 else None
+    setting.world.at(1003.01, setting.loop.resume)
+    setting.run(5.0)
+    assert "stale_observation" in {i.kind for i in setting.listener.interventions}
+    assert setting.listener.sources()[-2] == "stop"
+    assert np.abs(velocities(setting)).max() <= 2.0 + 1e-9
+
+
 def test_failures_that_are_none_do_not_end_the_loop():
     setting = driven()
     setting.robot.failures = lambda: [None, "text"]

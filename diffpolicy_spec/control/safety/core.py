@@ -147,7 +147,7 @@ class Safety:
         self._stopping = reason
 
     def resume(self) -> None:
-        """Go on after a stop, from the position the robot tells if it stands.
+        """Go on after a stop, from the position the robot tells if it stands and still tells.
 
         Raises:
             RuntimeError: after an emergency stop without `reset`.
@@ -155,7 +155,10 @@ class Safety:
         if self._emergency is not None:
             raise RuntimeError(f"an emergency stop is in force ({self._emergency}): reset first, then resume")
         if self._stopping is not None and self._motion is not None and self._motion.stands():
-            self._motion = self._anew(self._motion)
+            # It stands there since the last readings, or is moved by hand; older ones are from before it stood.
+            oldest = (self._last or 0.0) - 1e-3 * self.config.max_observation_age_ms
+            if self._fresh is not None and self._fresh >= oldest:
+                self._motion = self._anew(self._motion)
         self._stopping = self._halted = None
 
     def reset(self) -> None:
