@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffpolicy_spec.control.events import (
@@ -16,9 +16,9 @@ from diffpolicy_spec.control.events import (
     Tick,
 )
 
-__all__ = ["Publisher"]
+__all__ = ["METHODS", "Publisher"]
 
-_METHODS: dict[type, str] = {
+METHODS: Mapping[type, str] = {
     LoopStarted: "on_start",
     Tick: "on_tick",
     ChunkArrived: "on_chunk",
@@ -26,6 +26,7 @@ _METHODS: dict[type, str] = {
     Fault: "on_fault",
     LoopStopped: "on_stop",
 }
+"""A subscriber's method for each event."""
 
 
 class Publisher:
@@ -52,7 +53,7 @@ class Publisher:
         """Tell all that is kept."""
         while self._events:
             event = self._events.popleft()
-            method = _METHODS[type(event)]
+            method = METHODS[type(event)]
             for subscriber in self._subscribers:
                 try:
                     getattr(subscriber, method)(event)

@@ -18,6 +18,7 @@ from diffpolicy_spec.control.events import (
     Tick,
 )
 from diffpolicy_spec.control.histogram import Histogram, Percentiles
+from diffpolicy_spec.control.publisher import METHODS
 
 __all__ = ["FaultRecord", "Recorder", "Summary", "replay"]
 
@@ -230,18 +231,10 @@ def replay(events: Iterable[Any], subscriber: Subscriber) -> None:
     Raises:
         TypeError: something that is no event.
     """
-    methods: dict[type, Any] = {
-        LoopStarted: subscriber.on_start,
-        Tick: subscriber.on_tick,
-        ChunkArrived: subscriber.on_chunk,
-        Intervention: subscriber.on_intervention,
-        Fault: subscriber.on_fault,
-        LoopStopped: subscriber.on_stop,
-    }
     for event in events:
-        if type(event) not in methods:
+        if type(event) not in METHODS:
             raise TypeError(f"{type(event).__name__} is no event of a control loop")
-        methods[type(event)](event)
+        getattr(subscriber, METHODS[type(event)])(event)
 
 
 def _times(times: Percentiles) -> str:
