@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -73,11 +74,13 @@ class EngineThread:
 
     def start(self, timeout: float | None = None) -> None:
         """Make the engine and warm it up; raises what went wrong there."""
+        atexit.register(self.stop)  # torch aborts a program that ends under one of its threads
         self._thread.start()
         self._ready.result(timeout)
 
     def stop(self) -> None:
         """End the thread; jobs that are left are told so."""
+        atexit.unregister(self.stop)
         with self._wake:
             self._stopping = True
             self._wake.notify()

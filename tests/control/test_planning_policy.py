@@ -190,6 +190,34 @@ def test_inline_planners_take_watched_policies(path):
         assert planner.info == watched.info
 
 
+ENDS_WHILE_A_CHUNK_IS_MADE = """
+import threading, time, torch
+from diffpolicy_spec.control import Plan, PlanRequest, PolicyInfo
+from diffpolicy_spec.control.planning import InlinePlanner
+
+busy = threading.Event()
+
+def make(request):
+    busy.set()
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        torch.randn(300, 300) @ torch.randn(300, 300)
+
+planner = InlinePlanner(make, info=PolicyInfo({"x": 3}, {}, 2, 8, 16, 4, 1))
+planner.start()
+while not planner.ready:
+    time.sleep(0.01)
+planner.submit(PlanRequest(1, {}, 0.0))
+busy.wait()
+"""
+
+
+def test_a_program_may_end_while_a_chunk_is_made_inline():
+    """torch aborts a process that ends under one of its threads."""
+    ended = subprocess.run([sys.executable, "-c", ENDS_WHILE_A_CHUNK_IS_MADE], capture_output=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr.decode()
+
+
 def test_inline_planners_take_functions():
     def make(asked: PlanRequest) -> Plan:
         if asked.id == 1:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -130,6 +131,38 @@ def test_a_planner_finds_a_server_that_was_killed_and_started_again(checkpoint):
     assert ("connection_lost", False) in kinds
     assert ("connection_lost", True) in kinds
     assert [one.id for one in came if one.id is not None] == [1, 2, 3]
+
+
+ENDS_WITHOUT_STOPPING = """
+import sys, threading
+from diffpolicy_spec.server import Client, PolicyServer, ServerConfig
+
+sys.path[:0] = sys.argv[2:]
+from policy_servers import observation
+
+server = PolicyServer(sys.argv[1], ServerConfig(port=0)).start()
+answered = threading.Event()
+
+def drive():
+    with Client(server.url) as client:
+        while True:
+            client.infer(observation())
+            answered.set()
+
+threading.excepthook = lambda args: None  # its server goes
+for _ in range(3):
+    threading.Thread(target=drive, daemon=True).start()
+answered.wait()
+"""
+
+
+def test_a_program_may_end_without_stopping_its_server(checkpoint):
+    """torch aborts a process that ends under one of its threads."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS_WITHOUT_STOPPING, str(checkpoint), *folders], capture_output=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
 
 
 def test_an_address_that_is_not_ours_ends_it_with_one_line(checkpoint):

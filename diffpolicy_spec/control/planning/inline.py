@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ class InlinePlanner:
         self._desk.lock("late_inference", "the policy is still being warmed up")
         self._thread = threading.Thread(target=self._work, name="dps-planner", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # torch aborts a program that ends under one of its threads
 
     @property
     def info(self) -> PolicyInfo | None:
@@ -95,6 +97,7 @@ class InlinePlanner:
 
     def close(self) -> None:
         """Begin nothing new. A chunk that is being made is waited for, 2 s at most."""
+        atexit.unregister(self.close)
         self._desk.end()
         if self._thread is not None:
             self._thread.join(2.0)
