@@ -51,6 +51,7 @@ class Summary:
         latency_ms: of chunks, from the request until they were there.
         observation_age_ms: of the observation that a command's chunk was made from, at the time the command is for.
         chunks: that came; inexact: finished by DDIM to keep a deadline; deadline_misses: came late, or so finished.
+        on_deadline: what is done with those that would be late, see `ControlConfig`; "": no deadlines.
         stale_actions: of chunks, whose time had passed when they came; usable_actions: the others.
         calls, evaluations: of the network, in all chunks that told; accepted, rejected: drafted steps.
         interventions: kind -> how often the safety layer stepped in.
@@ -81,6 +82,7 @@ class Summary:
     interventions: Mapping[str, int]
     faults: Mapping[str, FaultRecord]
     stopped: str | None
+    on_deadline: str = ""
 
     @property
     def acceptance(self) -> float:
@@ -99,12 +101,13 @@ class Summary:
 
     def text(self) -> str:
         """For people, a line for each subject."""
+        how = f" (on_deadline: {self.on_deadline})" if self.on_deadline else ""
         lines = [
             f"{self.seconds:.1f} s, {self.periods} periods at {self.control_hz:g} Hz, {self.skipped} skipped",
             f"commands: {_counts(self.sources)}",
             f"jitter {_times(self.jitter_ms)}; busy {_times(self.busy_ms)}",
             f"chunks: {self.chunks}, latency {_times(self.latency_ms)}",
-            f"  {self.deadline_misses} missed their deadline, {self.inexact} inexact, {self.stale_actions} of "
+            f"  {self.deadline_misses} missed their deadline{how}, {self.inexact} inexact, {self.stale_actions} of "
             f"{self.stale_actions + self.usable_actions} actions stale",
         ]
         if not math.isnan(self.acceptance):
@@ -128,7 +131,7 @@ class Recorder(Subscriber):
 
     def __init__(self) -> None:
         self._hz = math.nan
-        self._policy = self._sampler = ""
+        self._policy = self._sampler = self._on_deadline = ""
         self._first = self._last = math.nan
         self._index: int | None = None
         self._stopped: str | None = None
@@ -160,6 +163,8 @@ class Recorder(Subscriber):
     def on_chunk(self, event: ChunkArrived) -> None:
         self._at(event.time)
         self._latency.add(event.latency_ms)
+        if event.deadline_ms is not None:
+            self._on_deadline = event.on_deadline
         self._counts.update(
             chunks=1,
             inexact=int(not event.exact),
@@ -216,6 +221,7 @@ class Recorder(Subscriber):
             interventions=dict(self._interventions),
             faults=faults,
             stopped=self._stopped,
+            on_deadline=self._on_deadline,
             **{name: counts[name] for name in names},
         )
 

@@ -5,6 +5,7 @@ import pytest
 from loop_world import DT, HZ, Setting
 
 from diffpolicy_spec.control import ChunkArrived, Failure, JsonLines, Observation, SafetyConfig, read_records
+from diffpolicy_spec.control.jsonl import summary_of
 
 MOVING = {"chunk", "old_chunk"}
 LIMITED = SafetyConfig(velocity=2.0, acceleration=10.0, position_from="pos")
@@ -241,6 +242,7 @@ def test_every_chunks_record_says_what_is_done_with_late_ones(tmp_path):
     chunks = [event for event in read_records(tmp_path / "log.jsonl") if isinstance(event, ChunkArrived)]
     assert chunks
     assert {chunk.on_deadline for chunk in [*chunks, *setting.listener.chunks]} == {"finish"}
+    assert "(on_deadline: finish)" in summary_of(tmp_path / "log.jsonl").text()
 
 
 def test_an_observation_that_is_none():
