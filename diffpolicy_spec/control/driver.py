@@ -106,7 +106,7 @@ class Driver:
 
     def _resume_safety(self) -> None:
         if self._safety is not None:
-            with suppress(RuntimeError):  # an emergency stop that another thread has just set
+            with self._commanding(), suppress(RuntimeError):  # an emergency stop that another thread has just set
                 self._safety.resume()
 
     def reset(self) -> None:
@@ -119,7 +119,8 @@ class Driver:
         self._emergency = None
         self._sensing.reset()
         if self._safety is not None:
-            self._safety.reset()
+            with self._commanding():
+                self._safety.reset()
 
     def emergency_stop(self, reason: str) -> None:
         """See `ControlLoop.emergency_stop`; from any thread or signal handler."""

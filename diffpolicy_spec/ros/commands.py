@@ -62,6 +62,7 @@ class Commands:
         self._promises: dict[str, _Promise] = {}
         self._pending: tuple[Array, float] | None = None
         self._last: tuple[Array, float] | None = None
+        self._followed = True
         self._lock = threading.Lock()
         self._held = False
         self.counts: Counter[str] = Counter(sent=0, not_sent=0, trajectories=0)
@@ -72,7 +73,7 @@ class Commands:
         Args:
             action: (Da,). time: s, on the robot's clock, when it is to be executed.
             later: trajectories may wait for `chunk` or `flush`, one of which follows at once; where neither has
-                followed the command before, they do not.
+                followed a command, they wait no more.
 
         Raises:
             ValueError: numbers that are not finite or name no rotation; nothing of it is published.
@@ -83,7 +84,9 @@ class Commands:
                 self.counts["not_sent"] += 1
                 return
             messages = []
-            broken, later = False, later and self._pending is None
+            # A listener that was to follow and has not is gone, or the loop has left its usual way.
+            self._followed = self._followed and self._pending is None
+            broken, later = False, later and self._followed
             for output, publish in self._publish:
                 if output.promised:
                     promise, values = self._promises.get(output.topic), values_of(output, action)
@@ -104,6 +107,7 @@ class Commands:
             following: (n, Da), of the next periods.
         """
         with self._lock:
+            self._followed = True
             if self._last is not None and len(following):
                 action, time = self._last
                 self._trajectories(np.concatenate([action[None], following]), time)
@@ -112,11 +116,13 @@ class Commands:
     def flush(self) -> None:
         """Publish a command that had to wait, if no chunk has replaced it."""
         with self._lock:
+            self._followed = True
             if self._pending is not None:
                 self._trajectories(self._pending[0][None], self._pending[1])
 
     def stop(self) -> None:
-        """What is commanded in velocities stands still; targets stay as they are."""
+        """What is commanded in velocities stands still; targets stay as they are, the last one published."""
+        self.flush()
         with self._lock:
             for output, publish in self._publish:
                 message = standstill(output)

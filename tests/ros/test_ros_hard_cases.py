@@ -11,7 +11,7 @@ from local_transport import LocalTransport
 from ros_world import contract, planner, wander
 from websockets.sync.server import serve
 
-from diffpolicy_spec.control import Plan, PolicyInfo
+from diffpolicy_spec.control import Plan, PolicyInfo, Subscriber
 from diffpolicy_spec.control.events import Fault
 from diffpolicy_spec.ros.cli import Sayer
 from diffpolicy_spec.ros.contract import ContractError, parse_contract
@@ -213,6 +213,22 @@ def test_a_loop_that_hangs_is_told_in_the_diagnostics(wheels):
     finally:
         hang.set()
     wait_for(lambda: "hangs" not in node.statuses()[0].message)
+
+
+def test_a_loop_that_is_ended_by_an_error_ends_the_trajectory(arm):
+    transport, node = arm
+
+    class Ends(Subscriber):
+        def on_tick(self, event):
+            if len(transport.sent["/arm/command"][-1]["points"]) > 5:
+                raise KeyboardInterrupt
+
+    node.loop.subscribe(Ends())
+    with pytest.raises(KeyboardInterrupt):
+        node.wait(10)
+    last = transport.sent["/arm/command"][-1]
+    assert len(last["points"]) == 1
+    np.testing.assert_allclose(last["points"][0]["positions"], node.loop._driver._safety._motion.position)
 
 
 def test_a_topic_that_stays_silent_stays_a_fault(arm):
