@@ -28,6 +28,7 @@ from types import MappingProxyType
 
 from diffpolicy_spec.control.config import ControlConfig, SafetyConfig
 from diffpolicy_spec.control.protocols import PolicyInfo
+from diffpolicy_spec.control.safety import Limits
 from diffpolicy_spec.ros.contract_inputs import Field, Input, read_inputs, topic_of
 from diffpolicy_spec.ros.contract_outputs import Output, read_outputs
 from diffpolicy_spec.ros.contract_settings import read_safety, read_settings
@@ -161,6 +162,7 @@ def parse_contract(text: str, source: str = "contract") -> Contract:
     limits = read_safety(safety, made.axis_names, _number_keys(made), twists)
     if control and settings.meanwhile == "hold" and limits.action == "stop":
         raise control.error("meanwhile: hold takes the safety action while a chunk is made: with action: stop for good")
+    _check_limits(limits, made.action_dim, settings.control_hz, safety or actions)
     autostart, heartbeat = rest["autostart"], rest["heartbeat"]
     tolerance, stamps = _synchronise(rest["synchronise"])
     return Contract(
@@ -215,6 +217,19 @@ def _check_names(made: Contract, entry: Entry) -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise entry.error(f"two axes are called {name!r}: give them other `names` (limits are told by them)")
+
+
+def _check_limits(safety: SafetyConfig, action_dim: int, hz: float, entry: Entry) -> None:
+    """What the loop would refuse when it knows the policy is told with its line, before anything is connected."""
+    problem: ValueError | None = None
+    for meant in ("raw", "delta"):  # what actions are, the policy says
+        try:
+            Limits.of(safety, action_dim, hz, meant)
+        except ValueError as error:
+            problem = problem or error
+        else:
+            return
+    raise entry.error(str(problem))
 
 
 def _synchronise(entry: Entry | None) -> tuple[float, str]:

@@ -133,6 +133,13 @@ def test_limits_that_would_not_be_kept_are_refused():
         )
 
 
+def test_limits_of_a_position_that_nobody_tells_are_told_by_line():
+    with pytest.raises(ContractError, match=r"base.yaml:\d+: safety: linear.x is commanded by its velocity"):
+        base("safety: {limits: {linear.x: {low: -0.5, high: 0.5}}}")
+    with pytest.raises(ContractError, match=r"base.yaml:\d+: safety: .*position_index"):
+        base("safety: {position_index: [0, 1]}")
+
+
 def test_settings_that_exclude_each_other_are_told_by_line():
     with pytest.raises(ContractError, match=r"base.yaml:\d+: .*meanwhile"):
         parse_contract(
