@@ -57,6 +57,12 @@ def test_a_chunk_that_would_be_late_is_finished_and_says_so(client):
     assert not client.infer(observation(), deadline_ms=0.0).exact
 
 
+def test_the_servers_deadline_is_for_requests_that_have_none():
+    with serving(deadline_ms=1e-6) as server, Client(server.url) as client:
+        assert not client.infer(observation()).exact
+        assert client.infer(observation(), deadline_ms=60_000).exact
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "told"),
     [
@@ -197,8 +203,11 @@ def test_requests_of_a_client_that_went_are_given_up(gated):
         gate.shut()
         ask(socket, {"type": "infer", "id": 1, "obs": observation()})
         assert gate.reached.wait(10)
+        ask(socket, {"type": "infer", "id": 2, "obs": observation()})
+        until(lambda: server._engine.waiting == 1)
         socket.socket.shutdown(2)
     until(lambda: total(server, "connections", protocol=SUBPROTOCOL) == 0)
+    until(lambda: server._engine.waiting == 0)  # nothing has been drawn since
     gate.open()
     until(lambda: server._engine.under_way == 0)
     assert total(server, "chunks_total", protocol=SUBPROTOCOL, exact="yes") == 0
