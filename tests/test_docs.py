@@ -43,7 +43,8 @@ def test_every_public_name_has_its_place_on_the_api_page():
 
 def test_every_package_with_a_public_interface_is_on_the_api_page():
     html = site()["api.html"]
-    for package in ("policies", "checkpoints", "data", "training", "envs", "eval", "coupling", "control", "server", "ros"):
+    packages = ("policies", "checkpoints", "data", "training", "envs", "eval", "coupling", "control", "server", "ros")
+    for package in packages:
         assert f'id="diffpolicy_spec.{package}.' in html, package
 
 

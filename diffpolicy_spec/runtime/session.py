@@ -150,7 +150,8 @@ class Session:
             work[_CHAIN] = self._whole_chain
         else:
             work = {width: self._ready(partial(self._round, Turn(chains.everyone, width))) for width in self._widths}
-            opening = self._ready(partial(self._round, Turn(chains.everyone, self._first, opening=len(chains.everyone))))
+            first = Turn(chains.everyone, self._first, opening=len(chains.everyone))
+            opening = self._ready(partial(self._round, first))
             work[_OPENING] = partial(self._several, opening, work[self._widths[-1]], self._rounds())
 
         def again(key: Hashable) -> None:
