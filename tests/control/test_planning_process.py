@@ -365,8 +365,8 @@ print(planner.pid, flush=True)
 def started(then: str = "", after: str = "time.sleep(3600)") -> tuple[subprocess.Popen, int]:
     """A program with a planner, and its worker. The program has no `if __name__ == "__main__"`."""
     code = _PROGRAM.format(here=str(Path(__file__).parent), then=then, after=after)
-    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell in the background has it ignored
-    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, preexec_fn=interruptible)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell in the background has it ignored
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, preexec_fn=heard)
     line = program.stdout.readline()
     assert line, "the program failed"
     return program, int(line)
