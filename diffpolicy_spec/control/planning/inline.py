@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from diffpolicy_spec.control.planning.desk import Desk
+from diffpolicy_spec.control.planning.local import LocalPlanner
 from diffpolicy_spec.control.planning.maker import FunctionMaker, Maker, message_of
 from diffpolicy_spec.control.protocols import Failure, Plan, PlanRequest, PolicyInfo
 
@@ -21,7 +20,7 @@ __all__ = ["InlinePlanner"]
 _IDLE_S = 0.1
 
 
-class InlinePlanner:
+class InlinePlanner(LocalPlanner):
     """A `Planner` that makes chunks in a thread beside the loop.
 
     Chunks and loop share Python's lock: the loop's periods are late by milliseconds while a chunk is made. A robot's
@@ -47,9 +46,7 @@ class InlinePlanner:
         warm_up: int = 1,
         finish_steps: int = 4,
     ) -> None:
-        self._desk = Desk()
-        self._thread: threading.Thread | None = None
-        self._info: PolicyInfo | None = None
+        super().__init__()
         self._make: Callable[[], Maker]
         if callable(policy):
             if info is None:
@@ -61,55 +58,19 @@ class InlinePlanner:
             self._make = lambda: _policy_maker(given, sampler, warm_up, finish_steps)
 
     def start(self) -> None:
-        """Warm up and begin; `ready` says when that is done.
-
-        Where it was started before, nothing happens: several loops may use it, one after another.
-
-        Raises:
-            RuntimeError: it is closed.
-        """
-        if self._desk.ended:
-            raise RuntimeError("this planner is closed; make another one")
-        if self._thread is not None:
-            return
-        self._desk.lock("late_inference", "the policy is still being warmed up")
-        self._thread = threading.Thread(target=self._work, name="dps-planner", daemon=True)
-        self._thread.start()
+        """See `LocalPlanner.start`."""
+        super().start()
         atexit.register(self.close)  # torch aborts a program that ends under one of its threads
 
-    @property
-    def info(self) -> PolicyInfo | None:
-        """Of the policy; None until it is ready."""
-        return self._info
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be worked on now."""
-        return self._desk.open
-
-    def submit(self, request: PlanRequest) -> None:
-        """Ask for a chunk; it, or a Failure, comes by `poll`."""
-        self._desk.submit(request)
-
-    def poll(self) -> Sequence[Plan | Failure]:
-        """What has come since."""
-        return self._desk.poll()
-
     def close(self) -> None:
-        """Begin nothing new. A chunk that is being made is waited for, 2 s at most."""
+        """See `LocalPlanner.close`."""
         atexit.unregister(self.close)
-        self._desk.end()
-        if self._thread is not None:
-            self._thread.join(2.0)
+        super().close()
 
-    def __enter__(self) -> InlinePlanner:
-        self.start()
-        return self
+    def _work(self) -> Sequence[Callable[[], None]]:
+        return [self._make_chunks]
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _work(self) -> None:
+    def _make_chunks(self) -> None:
         desk, failing = self._desk, False
         try:
             maker = self._make()

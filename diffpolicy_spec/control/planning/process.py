@@ -6,18 +6,17 @@ import select
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpolicy_spec.control.planning.desk import Desk
 from diffpolicy_spec.control.planning.framing import receive, send
+from diffpolicy_spec.control.planning.local import LocalPlanner
 from diffpolicy_spec.control.planning.maker import Maker
 from diffpolicy_spec.control.planning.worker import load_maker, start_worker
-from diffpolicy_spec.control.protocols import Failure, Plan, PlanRequest, PolicyInfo
+from diffpolicy_spec.control.protocols import Failure
 
 if TYPE_CHECKING:
     from diffpolicy_spec.runtime import RuntimeConfig
@@ -29,7 +28,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _LOOK_S = 0.1  # between two looks at whether the worker hangs
 
 
-class ProcessPlanner:
+class ProcessPlanner(LocalPlanner):
     """A `Planner`: a policy in a process of its own, so that the loop's process does nothing but its own work.
 
     torch is imported there only. The process has one thread for its computations and a lower priority, so that the loop
@@ -93,41 +92,11 @@ class ProcessPlanner:
             weights=weights, chunks=warm_up, finish_steps=finish_steps, inpainted=committed, watch=watch,
         )  # fmt: skip
         self._num_threads, self._nice, self._hang_s, self._start_s = num_threads, nice, hang_s, start_s
-        self._desk = Desk()
-        self._info: PolicyInfo | None = None
+        super().__init__()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._threads: list[threading.Thread] = []
         self._pause, self._failing = _FIRST_PAUSE_S, False
         self._down: list[str] = []  # what has been told since there was a worker
-
-    def start(self) -> None:
-        """Start the worker; `ready` says when it is.
-
-        Where it was started before, nothing happens: several loops may use it, one after another.
-
-        Raises:
-            RuntimeError: it is closed.
-        """
-        if self._desk.ended:
-            raise RuntimeError("this planner is closed; make another one")
-        if self._threads:
-            return
-        self._desk.lock("late_inference", "the policy is still being loaded")
-        for work, name in ((self._supervise, "dps-planner"), (self._hand_over, "dps-planner-requests")):
-            thread = threading.Thread(target=work, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    @property
-    def info(self) -> PolicyInfo | None:
-        """Of the policy; None until it is ready for the first time."""
-        return self._info
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be worked on now."""
-        return self._desk.open
 
     @property
     def pid(self) -> int | None:
@@ -135,29 +104,16 @@ class ProcessPlanner:
         process = self._process
         return None if process is None else process.pid
 
-    def submit(self, request: PlanRequest) -> None:
-        """Ask for a chunk; it, or a Failure, comes by `poll`."""
-        self._desk.submit(request)
-
-    def poll(self) -> Sequence[Plan | Failure]:
-        """What has come since."""
-        return self._desk.poll()
-
     def close(self) -> None:
         """End the worker; requests that have no answer yet get a Failure."""
         self._desk.end()
         process = self._process
         if process is not None:
             process.kill()
-        for thread in self._threads:
-            thread.join(2.0)
+        super().close()
 
-    def __enter__(self) -> ProcessPlanner:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _work(self) -> Sequence[Callable[[], None]]:
+        return [self._supervise, self._hand_over]
 
     def _hand_over(self) -> None:
         """Requests, one at a time, to the worker there is. In a thread of its own: one that hangs reads nothing."""
