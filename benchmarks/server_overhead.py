@@ -134,6 +134,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out) + "\n"
 
 
+def paced_ping(client: Client) -> float:
+    """ms; slow enough not to be held back by the server's limit of requests a second."""
+    time.sleep(0.02)
+    return 1e3 * client.ping()
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,7 +162,7 @@ def main() -> None:
         if importlib.util.find_spec("openpi_client") is not None:
             ways["dps-serve, openpi's client"] = by_openpis_client(url)
         rows = measure(ways, observations, chunks)
-        ping_ms = float(np.median([1e3 * client.ping() for _ in range(20 if args.quick else 500)]))
+        ping_ms = float(np.median([paced_ping(client) for _ in range(20 if args.quick else 200)]))
     text = table(rows)
     ours = next(row for row in rows if row["way"] == "dps-serve, our client")
     met = "met" if ours["over_ms"] <= GOAL_MS else "missed"
