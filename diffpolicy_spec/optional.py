@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-__all__ = ["require"]
+__all__ = ["on_demand", "require"]
+
+
+def on_demand(package: str, where: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are imported when they are first asked for.
+
+    Args:
+        package: its `__name__`.
+        where: name -> the package's module that has it.
+    """
+    names = sys.modules[package].__dict__
+
+    def get(name: str) -> Any:
+        if name not in where:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{where[name]}", package), name)
+        names[name] = value
+        return value
+
+    return get, lambda: sorted({*names, *where})
 
 
 def require(module: str, extra: str, needed_by: str | None = None) -> ModuleType | Any:

@@ -9,8 +9,9 @@ app               PolicyServer; `dps-serve` is cli
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diffpolicy_spec.optional import on_demand
 
 if TYPE_CHECKING:
     from diffpolicy_spec.server.app import PolicyServer
@@ -41,15 +42,4 @@ _WHERE = {
     "ServerError": "errors",
     "Unauthorized": "errors",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_demand(__name__, _WHERE)
